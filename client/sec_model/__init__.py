@@ -1,0 +1,41 @@
+"""What a saga is made of: definitions, their checks, the builder and the file form.
+
+Shared by the client (which builds and checks a definition before it is sent) and by the SEC node (which checks it again before
+anything is written), so that both apply one set of rules. Pure: no I/O, and nothing of a saga's run stands here.
+"""
+
+from sec_model.builder import Saga, action, constant, subsaga
+from sec_model.definition import (
+    DEFAULT_RETRY,
+    DEFAULT_UNDO_RETRY,
+    ActionNode,
+    ConstantNode,
+    Definition,
+    DefinitionError,
+    Input,
+    Node,
+    Payload,
+    RetryPolicy,
+    SubsagaNode,
+)
+from sec_model.graph import Graph, compile_graph
+
+__all__ = [
+    "DEFAULT_RETRY",
+    "DEFAULT_UNDO_RETRY",
+    "ActionNode",
+    "ConstantNode",
+    "Definition",
+    "DefinitionError",
+    "Graph",
+    "Input",
+    "Node",
+    "Payload",
+    "RetryPolicy",
+    "Saga",
+    "SubsagaNode",
+    "action",
+    "compile_graph",
+    "constant",
+    "subsaga",
+]

@@ -1,0 +1,126 @@
+"""Builds definitions in Python: stages one after the other as in steno, free edges where they are wanted.
+
+trip = Saga("trip")
+trip.append(action("hotel", "book_hotel"))
+trip.append_parallel(action("car", "rent_car"), action("flight", "book_flight"))
+trip.append(action("confirm", "confirm_trip", reads=["hotel", "car", "flight"]))
+definition = trip.build()
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sec_model.definition import (
+    DEFAULT_RETRY,
+    DEFAULT_UNDO_RETRY,
+    ActionNode,
+    ConstantNode,
+    Definition,
+    DefinitionError,
+    Input,
+    Node,
+    Payload,
+    RetryPolicy,
+    SubsagaNode,
+)
+from sec_model.graph import compile_graph
+
+Reads = Sequence[str] | Mapping[str, str]
+"""Names of nodes, or a mapping from the name that the action sees to the name of the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """A node that is not in a saga yet. Made by `action`, `constant` and `subsaga`. `after` None means: after the last stage."""
+
+    name: str
+    kind: ActionNode | ConstantNode | SubsagaNode
+    reads: tuple[Input, ...]
+    after: tuple[str, ...] | None
+    label: str
+
+
+def action(
+    name: str,
+    action: str,
+    *,
+    reads: Reads = (),
+    after: Sequence[str] | None = None,
+    label: str = "",
+    retry: RetryPolicy = DEFAULT_RETRY,
+    undo_retry: RetryPolicy = DEFAULT_UNDO_RETRY,
+) -> NodeSpec:
+    """A node that calls an action, which sees the outputs named in `reads` and the params of the saga, nothing else.
+
+    With `after` it starts when those nodes have succeeded (none: at once), wherever it is appended.
+    """
+    return NodeSpec(name, ActionNode(action, retry, undo_retry), _inputs(reads), _after(after), label)
+
+
+def constant(name: str, value: Any, *, after: Sequence[str] | None = None, label: str = "") -> NodeSpec:
+    """A node whose output is known now: a JSON value or a `Payload`."""
+    payload = value if isinstance(value, Payload) else Payload.json(value)
+    return NodeSpec(name, ConstantNode(payload), (), _after(after), label)
+
+
+def subsaga(
+    name: str, saga: "Saga | Definition", *, params_from: str = "", after: Sequence[str] | None = None, label: str = ""
+) -> NodeSpec:
+    """A saga inlined as one node. It sees its params (the output of `params_from`, or those of the saga around it) and its own nodes only."""
+    definition = saga.definition() if isinstance(saga, Saga) else saga
+    return NodeSpec(name, SubsagaNode(definition, params_from), (), _after(after), label)
+
+
+class Saga:
+    """A definition in the making. Mistakes are collected and told all at once by `build`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._nodes: list[Node] = []
+        self._last_stage: tuple[str, ...] = ()
+        self._problems: list[str] = []
+
+    def append(self, node: NodeSpec) -> "Saga":
+        """Adds a node behind the last stage; it is the last stage from here on."""
+        return self._stage((node,))
+
+    def append_parallel(self, *nodes: NodeSpec) -> "Saga":
+        """Adds nodes that run beside each other behind the last stage; together they are the last stage from here on."""
+        if not nodes:
+            self._problems.append(f'A parallel stage of saga "{self.name}" is empty.')
+        return self._stage(nodes)
+
+    def definition(self) -> Definition:
+        """What was appended so far, unchecked except for what only the builder can see."""
+        if self._problems:
+            raise DefinitionError(tuple(self._problems))
+        return Definition(self.name, tuple(self._nodes))
+
+    def build(self) -> Definition:
+        """The checked definition. Raises `DefinitionError` with every problem."""
+        definition = self.definition()
+        compile_graph(definition)
+        return definition
+
+    def _stage(self, specs: tuple[NodeSpec, ...]) -> "Saga":
+        for spec in specs:
+            after = self._last_stage if spec.after is None else spec.after
+            self._nodes.append(Node(spec.name, spec.kind, after, spec.reads, spec.label))
+        if specs:
+            self._last_stage = tuple(spec.name for spec in specs)
+        return self
+
+
+def _inputs(reads: Reads) -> tuple[Input, ...]:
+    if isinstance(reads, str):
+        raise TypeError(f"reads={reads!r} is a single string; give a list of names")
+    if isinstance(reads, Mapping):
+        return tuple(Input(name, node) for name, node in reads.items())
+    return tuple(Input(node, node) for node in reads)
+
+
+def _after(after: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(after, str):
+        raise TypeError(f"after={after!r} is a single string; give a list of names")
+    return None if after is None else tuple(after)

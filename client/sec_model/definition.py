@@ -1,0 +1,130 @@
+"""The values that a saga definition is made of. What makes a definition valid stands in `sec_model.graph`."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+JSON = "application/json"
+
+
+class DefinitionError(ValueError):
+    """A definition breaks a rule. `problems` has every one that was found, each a whole sentence."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Opaque bytes with a media type. The cluster never looks into them. An empty `content_type` means JSON."""
+
+    content_type: str = ""
+    data: bytes = b""
+
+    @classmethod
+    def json(cls, value: Any) -> "Payload":
+        """The payload of a JSON value. Raises `TypeError` or `ValueError` for what JSON cannot say (NaN among it)."""
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return cls(JSON, text.encode())
+
+    def value(self) -> Any:
+        """The JSON value; the bytes themselves for any other content type; None for no value at all."""
+        if self.content_type not in ("", JSON):
+            return self.data
+        return json.loads(self.data) if self.data else None
+
+
+NO_PAYLOAD = Payload()
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently calls whose outcome is unknown are repeated.
+
+    Attempts count the first call. Pauses grow from `initial_backoff_s` by `multiplier` up to `max_backoff_s`; the share `jitter` of each
+    is drawn at random. `overall_timeout_s` bounds all calls and pauses together, over takeovers too; None is no bound.
+    """
+
+    max_attempts: int = 8
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 30.0
+    multiplier: float = 2.0
+    jitter: float = 0.5
+    attempt_timeout_s: float = 30.0
+    overall_timeout_s: float | None = None
+
+    def problems(self) -> list[str]:
+        """What is wrong with these numbers, as the ends of sentences."""
+        found = []
+        if not 1 <= self.max_attempts <= 1_000_000:
+            found.append(f"max_attempts is {self.max_attempts}; it must be between 1 and 1000000")
+        if not 0 <= self.initial_backoff_s <= self.max_backoff_s <= 86_400:
+            found.append(
+                f"the backoff goes from {self.initial_backoff_s} to {self.max_backoff_s} seconds; it must grow, and stay between 0 and 86400"
+            )
+        if not 1 <= self.multiplier <= 1000:
+            found.append(f"multiplier is {self.multiplier}; it must be between 1 and 1000")
+        if not 0 <= self.jitter <= 1:
+            found.append(f"jitter is {self.jitter}; it must be between 0 and 1")
+        if not 0.001 <= self.attempt_timeout_s <= 86_400:
+            found.append(f"attempt_timeout_s is {self.attempt_timeout_s}; it must be between 0.001 and 86400")
+        if self.overall_timeout_s is not None and not 0 < self.overall_timeout_s < float("inf"):
+            found.append(f"overall_timeout_s is {self.overall_timeout_s}; it must be positive")
+        return found
+
+
+DEFAULT_RETRY = RetryPolicy()
+DEFAULT_UNDO_RETRY = RetryPolicy(max_attempts=20)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An output that a node reads: of the ancestor `node`, seen by the action as `name`."""
+
+    name: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActionNode:
+    """Calls the action of this name at an action server."""
+
+    action: str
+    retry: RetryPolicy = DEFAULT_RETRY
+    undo_retry: RetryPolicy = DEFAULT_UNDO_RETRY
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantNode:
+    """Has its output from the start, no effect, and nothing to undo."""
+
+    value: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class SubsagaNode:
+    """A saga inlined as one node, with a name space of its own. Its params are the output of the ancestor `params_from`, or, when that
+    is empty, those of the saga around it. Its output is the output of its final node."""
+
+    saga: "Definition"
+    params_from: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A place in the graph. `depends_on` and `inputs` name nodes of the same (sub)saga."""
+
+    name: str
+    kind: ActionNode | ConstantNode | SubsagaNode
+    depends_on: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A (sub)saga: its nodes in order of insertion. Not checked yet: see `sec_model.graph.compile_graph`."""
+
+    name: str
+    nodes: tuple[Node, ...]

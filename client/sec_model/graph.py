@@ -1,0 +1,312 @@
+"""Every rule that a definition must keep, and the flat graph that a run works on.
+
+`compile_graph` inlines all subsagas: each becomes a *start* that waits for what the subsaga depends on, its own nodes, and an *end* that
+carries its output. Starts, ends and constants are *instant*: they succeed by themselves when their parents have and are undone by
+themselves when their children are. Nodes are numbered; a parent may have a higher number than its child. All cost is linear in nodes and edges,
+but for ancestor sets, which are bit sets.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from sec_model.definition import ActionNode, ConstantNode, Definition, DefinitionError, Input, Node, Payload, SubsagaNode
+
+MAX_NODES = 10_000
+"""Nodes of a saga, those of its subsagas included. Bounds what a start has to fold and a list has to show."""
+MAX_DEPTH = 16
+"""Subsagas within subsagas."""
+MAX_PATH_LENGTH = 256
+"""Characters of a full path: idempotency keys carry it, and action servers store those."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ACTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
+_NAME_RULE = 'letters, digits, ".", "_" and "-" (at most 128, the first a letter or a digit)'
+
+
+class NodeKind(Enum):
+    """`ACTION` nodes are dispatched; all others are instant."""
+
+    ACTION = "action"
+    CONSTANT = "constant"
+    SUBSAGA_START = "subsaga_start"
+    SUBSAGA_END = "subsaga_end"
+
+
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """A node of the flat graph. Parents and children are numbers of nodes.
+
+    `path` is the full path; that of a subsaga's end is the subsaga's own, and that of its start ends in "/" and is never shown.
+    `params_of` is the node whose output is the params (None: the saga's). `output_of` is the node whose output stands for a
+    subsaga end's. `rank` is the longest way to the node within its (sub)saga.
+    """
+
+    index: int
+    path: str
+    label: str
+    kind: NodeKind
+    parents: tuple[int, ...]
+    children: tuple[int, ...]
+    rank: int
+    action: ActionNode | None = None
+    constant: Payload | None = None
+    inputs: tuple[tuple[str, int], ...] = ()
+    params_of: int | None = None
+    output_of: int | None = None
+
+    @property
+    def instant(self) -> bool:
+        """It is never dispatched and has no records of its own."""
+        return self.kind is not NodeKind.ACTION
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A checked definition, flat. Shared by all sagas made from it, so never changed."""
+
+    name: str
+    nodes: tuple[GraphNode, ...]
+    final: int
+    by_path: dict[str, int]
+    """Full path → number, for all that people may name: no subsaga starts."""
+
+    def index_of(self, path: str) -> int:
+        """The number of the node with this full path. Raises `KeyError`."""
+        return self.by_path[path]
+
+    def action_names(self) -> frozenset[str]:
+        """The actions that this saga calls."""
+        return frozenset(n.action.action for n in self.nodes if n.action is not None)
+
+
+def compile_graph(definition: Definition) -> Graph:
+    """Checks a definition and inlines its subsagas. Raises `DefinitionError` with everything that is wrong with it."""
+    problems = _Checker().check(definition)
+    if problems:
+        raise DefinitionError(tuple(problems))
+    return _Compiler(definition).graph()
+
+
+def is_name(text: str) -> bool:
+    """Whether a text may name a saga, a definition or a node."""
+    return _NAME.fullmatch(text) is not None
+
+
+def name_rule() -> str:
+    """What `is_name` asks for, in words."""
+    return _NAME_RULE
+
+
+class _Checker:
+    """Collects the problems of a definition and of the subsagas within."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.nodes = 0
+
+    def check(self, definition: Definition) -> list[str]:
+        self._saga(definition, path="", depth=0)
+        if self.nodes > MAX_NODES:
+            self.problems.append(f'Saga "{definition.name}" has {self.nodes} nodes; at most {MAX_NODES} are allowed.')
+        return self.problems
+
+    def _saga(self, saga: Definition, path: str, depth: int) -> None:
+        where = f'subsaga "{path[:-1]}"' if path else f'saga "{saga.name}"'
+        if not is_name(saga.name):
+            self.problems.append(f'The name "{saga.name}" of {where} is not valid: use {_NAME_RULE}.')
+        if depth > MAX_DEPTH:
+            self.problems.append(f"The {where} is nested more than {MAX_DEPTH} deep.")
+            return
+        if not saga.nodes:
+            self.problems.append(f"The {where} has no nodes.")
+            return
+        self.nodes += len(saga.nodes)
+        names: dict[str, Node] = {}
+        for node in saga.nodes:
+            full = path + node.name
+            if not is_name(node.name):
+                self.problems.append(f'The node name "{full}" is not valid: use {_NAME_RULE}.')
+            elif len(full) > MAX_PATH_LENGTH:
+                self.problems.append(f'The path of node "{full}" is longer than {MAX_PATH_LENGTH} characters.')
+            if node.name in names:
+                self.problems.append(f'The node name "{node.name}" is used twice in {where}.')
+            names[node.name] = node
+        edges_known = True
+        for node in saga.nodes:
+            for parent in node.depends_on:
+                if parent not in names:
+                    edges_known = False
+                    self.problems.append(f'Node "{path}{node.name}" depends on "{parent}", which is not a node of {where}.')
+        for node in saga.nodes:
+            self._kind(node, path, depth)
+        if edges_known and len(names) == len(saga.nodes):
+            self._edges(saga, names, where, path)
+
+    def _kind(self, node: Node, path: str, depth: int) -> None:
+        full = path + node.name
+        match node.kind:
+            case ActionNode(action, retry, undo_retry):
+                if not _ACTION_NAME.fullmatch(action):
+                    self.problems.append(
+                        f'Node "{full}" calls the action "{action}", which is not a valid name: use {_NAME_RULE}, and "@".'
+                    )
+                self.problems += [f'The retry policy of node "{full}" is not valid: {p}.' for p in retry.problems()]
+                self.problems += [f'The undo retry policy of node "{full}" is not valid: {p}.' for p in undo_retry.problems()]
+            case SubsagaNode(saga, _):
+                self._saga(saga, f"{full}/", depth + 1)
+            case ConstantNode():
+                pass
+
+    def _edges(self, saga: Definition, names: dict[str, Node], where: str, path: str) -> None:
+        order, cyclic = topological_order({n.name: n.depends_on for n in saga.nodes})
+        if cyclic:
+            listed = ", ".join(f'"{path}{name}"' for name in cyclic)
+            self.problems.append(f"The nodes {listed} of {where} depend on each other in a circle.")
+            return
+        ancestors = _ancestor_sets(order, {n.name: n.depends_on for n in saga.nodes})
+        bit = {name: 1 << i for i, name in enumerate(order)}
+        for node in saga.nodes:
+            full = path + node.name
+            reads = [(i.node, f'reads the output of "{i.node}"') for i in node.inputs]
+            if isinstance(node.kind, SubsagaNode) and node.kind.params_from:
+                reads.append((node.kind.params_from, f'is a subsaga whose params come from "{node.kind.params_from}"'))
+            for source, what in reads:
+                if source not in names:
+                    self.problems.append(f'Node "{full}" {what}, which is not a node of {where}.')
+                elif not ancestors[node.name] & bit[source]:
+                    self.problems.append(f'Node "{full}" {what}, which is not one of its ancestors: let it depend on "{source}".')
+            seen = [i.name for i in node.inputs]
+            self.problems += [
+                f'Node "{full}" has two inputs named "{name}".' for name in sorted({n for n in seen if seen.count(n) > 1})
+            ]
+            if node.inputs and not isinstance(node.kind, ActionNode):
+                self.problems.append(f'Node "{full}" reads outputs, but only a node that calls an action can.')
+        with_children = {parent for n in saga.nodes for parent in n.depends_on}
+        finals = [n.name for n in saga.nodes if n.name not in with_children]
+        if len(finals) != 1:
+            listed = ", ".join(f'"{path}{name}"' for name in finals)
+            self.problems.append(
+                f"The {where} must end in one final node, but nothing depends on any of {listed}: add a node that depends on them."
+            )
+
+
+@dataclass(slots=True)
+class _Row:
+    """A node whose references are still full paths (that of a subsaga's start ends in "/")."""
+
+    path: str
+    label: str
+    kind: NodeKind
+    rank: int
+    params_of: str | None
+    parents: list[str]
+    inputs: tuple[Input, ...] = ()
+    action: ActionNode | None = None
+    constant: Payload | None = None
+    output_of: str | None = None
+
+
+class _Compiler:
+    """Inlines the subsagas of a definition that has no problems."""
+
+    def __init__(self, definition: Definition) -> None:
+        self.name = definition.name
+        self.rows: list[_Row] = []
+        self.final = self._inline(definition, prefix="", entry=None, params_of=None)
+
+    def _inline(self, saga: Definition, prefix: str, entry: str | None, params_of: str | None) -> str:
+        """Adds the nodes of a (sub)saga and returns the path of its final one. Its first nodes get `entry` as their parent."""
+        ranks = _ranks(saga)
+        for node in saga.nodes:
+            path, rank = prefix + node.name, ranks[node.name]
+            parents = [prefix + p for p in dict.fromkeys(node.depends_on)] or ([] if entry is None else [entry])
+            match node.kind:
+                case ActionNode(action):
+                    inputs = tuple(Input(i.name, prefix + i.node) for i in node.inputs)
+                    self.rows.append(
+                        _Row(path, node.label or action, NodeKind.ACTION, rank, params_of, parents, inputs=inputs, action=node.kind)
+                    )
+                case ConstantNode(value):
+                    self.rows.append(
+                        _Row(path, node.label or node.name, NodeKind.CONSTANT, rank, params_of, parents, constant=value)
+                    )
+                case SubsagaNode(inner, params_from):
+                    label, start = node.label or node.name, f"{path}/"
+                    end = _Row(path, label, NodeKind.SUBSAGA_END, rank, params_of, [])
+                    self.rows += [end, _Row(start, label, NodeKind.SUBSAGA_START, rank, params_of, parents)]
+                    end.output_of = self._inline(inner, start, start, prefix + params_from if params_from else params_of)
+                    end.parents.append(end.output_of)
+        return prefix + _final(saga)
+
+    def graph(self) -> Graph:
+        number = {row.path: i for i, row in enumerate(self.rows)}
+        children: list[list[int]] = [[] for _ in self.rows]
+        for i, row in enumerate(self.rows):
+            for parent in row.parents:
+                children[number[parent]].append(i)
+        nodes = tuple(
+            GraphNode(
+                index=i,
+                path=row.path,
+                label=row.label,
+                kind=row.kind,
+                parents=tuple(number[p] for p in row.parents),
+                children=tuple(children[i]),
+                rank=row.rank,
+                action=row.action,
+                constant=row.constant,
+                inputs=tuple((i.name, number[i.node]) for i in row.inputs),
+                params_of=None if row.params_of is None else number[row.params_of],
+                output_of=None if row.output_of is None else number[row.output_of],
+            )
+            for i, row in enumerate(self.rows)
+        )
+        by_path = {path: i for path, i in number.items() if not path.endswith("/")}
+        return Graph(self.name, nodes, number[self.final], by_path)
+
+
+def _final(saga: Definition) -> str:
+    """The node that nothing depends on; a checked definition has one."""
+    with_children = {parent for node in saga.nodes for parent in node.depends_on}
+    return next(node.name for node in saga.nodes if node.name not in with_children)
+
+
+def topological_order(depends_on: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Kahn's algorithm: (names so that parents come first and the order of insertion is kept where it can be, names on or behind a cycle)."""
+    left = {name: len(set(parents)) for name, parents in depends_on.items()}
+    children: dict[str, list[str]] = {name: [] for name in depends_on}
+    for name, parents in depends_on.items():
+        for parent in set(parents):
+            children[parent].append(name)
+    ready = [name for name, count in left.items() if count == 0]
+    order: list[str] = []
+    for name in ready:
+        order.append(name)
+        for child in children[name]:
+            left[child] -= 1
+            if left[child] == 0:
+                ready.append(child)
+    return order, [name for name in depends_on if left[name] > 0]
+
+
+def _ancestor_sets(order: list[str], depends_on: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Of each name its ancestors, as bits numbered by the order."""
+    bit = {name: 1 << i for i, name in enumerate(order)}
+    ancestors: dict[str, int] = {}
+    for name in order:
+        mine = 0
+        for parent in depends_on[name]:
+            mine |= ancestors[parent] | bit[parent]
+        ancestors[name] = mine
+    return ancestors
+
+
+def _ranks(saga: Definition) -> dict[str, int]:
+    """The longest way to each node."""
+    depends_on = {n.name: n.depends_on for n in saga.nodes}
+    ranks: dict[str, int] = {}
+    for name in topological_order(depends_on)[0]:
+        ranks[name] = max((ranks[p] + 1 for p in depends_on[name]), default=0)
+    return ranks

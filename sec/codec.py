@@ -1,0 +1,151 @@
+"""Records of the core as messages of the contract, and back. A kind of record that this version does not know is an error."""
+
+from sec_model.codec import payload_from_proto, payload_to_proto
+from sec_protos.v1 import common_pb2, records_pb2
+
+from sec.core.errors import CorruptLog
+from sec.core.records import (
+    AttemptUnknown,
+    Created,
+    Done,
+    Epoch,
+    Failed,
+    Fault,
+    LogEntry,
+    NodePath,
+    Outcome,
+    OutcomeUnknown,
+    OwnerChanged,
+    Phase,
+    Record,
+    SecNodeName,
+    Started,
+    StartRequested,
+    Succeeded,
+    UndoFailed,
+    UndoFinished,
+    UndoSkipped,
+    UndoStarted,
+)
+
+MAX_ERROR_CHARS = 8_192
+"""What is kept of an error's message: an action server's stack trace must not fill the log."""
+
+PHASE_TO_PROTO = {Phase.DO: common_pb2.PHASE_DO, Phase.UNDO: common_pb2.PHASE_UNDO}
+_PHASE_FROM_PROTO = {number: phase for phase, number in PHASE_TO_PROTO.items()}
+_OUTCOME_TO_PROTO = {Outcome.DONE: records_pb2.OUTCOME_DONE, Outcome.UNDONE: records_pb2.OUTCOME_UNDONE}
+_OUTCOME_FROM_PROTO = {number: outcome for outcome, number in _OUTCOME_TO_PROTO.items()}
+
+
+def fault_to_proto(fault: Fault) -> common_pb2.Error:
+    return common_pb2.Error(
+        message=fault.message[:MAX_ERROR_CHARS],
+        code=fault.code,
+        data=None if fault.data is None else payload_to_proto(fault.data),
+    )
+
+
+def fault_from_proto(message: common_pb2.Error) -> Fault:
+    data = payload_from_proto(message.data) if message.HasField("data") else None
+    return Fault(message.message[:MAX_ERROR_CHARS], message.code, data)
+
+
+def record_to_proto(record: Record) -> records_pb2.Record:
+    """The message of a record."""
+    r = records_pb2
+    match record:
+        case Created(uid, definition_hash):
+            return r.Record(created=r.Created(uid=uid, definition_hash=definition_hash))
+        case StartRequested():
+            return r.Record(start_requested=r.StartRequested())
+        case OwnerChanged(epoch, sec_node):
+            return r.Record(owner_changed=r.OwnerChanged(epoch=epoch, sec_node=sec_node))
+        case Started(node):
+            return r.Record(started=r.Started(node=node))
+        case Succeeded(node, output):
+            return r.Record(succeeded=r.Succeeded(node=node, output=payload_to_proto(output)))
+        case Failed(node, error):
+            return r.Record(failed=r.Failed(node=node, error=fault_to_proto(error)))
+        case AttemptUnknown(node, phase, attempt, error, spent_s):
+            return r.Record(
+                attempt_unknown=r.AttemptUnknown(
+                    node=node, phase=PHASE_TO_PROTO[phase], attempt=attempt, error=fault_to_proto(error), spent_s=spent_s
+                )
+            )
+        case OutcomeUnknown(node, error):
+            return r.Record(outcome_unknown=r.OutcomeUnknown(node=node, error=fault_to_proto(error)))
+        case UndoStarted(node):
+            return r.Record(undo_started=r.UndoStarted(node=node))
+        case UndoFinished(node):
+            return r.Record(undo_finished=r.UndoFinished(node=node))
+        case UndoFailed(node, error):
+            return r.Record(undo_failed=r.UndoFailed(node=node, error=fault_to_proto(error)))
+        case UndoSkipped(node, reason):
+            return r.Record(undo_skipped=r.UndoSkipped(node=node, reason=reason))
+        case Done(outcome):
+            return r.Record(done=r.Done(outcome=_OUTCOME_TO_PROTO[outcome]))
+
+
+def record_from_proto(message: records_pb2.Record) -> Record:
+    """The record of a message. Raises `CorruptLog` for a kind, phase or outcome that this version does not know."""
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise CorruptLog("A record is of a kind that this version does not know: a newer SEC node wrote it, or it is damaged.")
+    body = getattr(message, kind)
+    match kind:
+        case "created":
+            return Created(body.uid, body.definition_hash)
+        case "start_requested":
+            return StartRequested()
+        case "owner_changed":
+            return OwnerChanged(Epoch(body.epoch), SecNodeName(body.sec_node))
+        case "started":
+            return Started(NodePath(body.node))
+        case "succeeded":
+            return Succeeded(NodePath(body.node), payload_from_proto(body.output))
+        case "failed":
+            return Failed(NodePath(body.node), fault_from_proto(body.error))
+        case "attempt_unknown":
+            if body.phase not in _PHASE_FROM_PROTO:
+                raise CorruptLog(f'A record of node "{body.node}" has the unknown phase {body.phase}.')
+            phase = _PHASE_FROM_PROTO[body.phase]
+            return AttemptUnknown(NodePath(body.node), phase, body.attempt, fault_from_proto(body.error), body.spent_s)
+        case "outcome_unknown":
+            return OutcomeUnknown(NodePath(body.node), fault_from_proto(body.error))
+        case "undo_started":
+            return UndoStarted(NodePath(body.node))
+        case "undo_finished":
+            return UndoFinished(NodePath(body.node))
+        case "undo_failed":
+            return UndoFailed(NodePath(body.node), fault_from_proto(body.error))
+        case "undo_skipped":
+            return UndoSkipped(NodePath(body.node), body.reason)
+        case "done":
+            if body.outcome not in _OUTCOME_FROM_PROTO:
+                raise CorruptLog(f"The last record has the unknown outcome {body.outcome}.")
+            return Done(_OUTCOME_FROM_PROTO[body.outcome])
+        case _:
+            raise CorruptLog(f'A record is of the kind "{kind}", which this version cannot read.')
+
+
+def batch_to_bytes(epoch: Epoch, writer: SecNodeName, time_us: int, records: tuple[Record, ...]) -> bytes:
+    """What one append stores."""
+    batch = records_pb2.RecordBatch(epoch=epoch, writer=writer, time_us=time_us, records=[record_to_proto(r) for r in records])
+    return batch.SerializeToString()
+
+
+def entries_from_bytes(data: bytes, first_sequence: int, revision: int) -> list[LogEntry]:
+    """The entries of one stored batch, whose key carries `first_sequence` and was created at `revision`.
+
+    A batch with epoch 0 was written by the transaction that created the owner key too, so its epoch is that transaction's revision.
+    Raises `CorruptLog`.
+    """
+    try:
+        batch = records_pb2.RecordBatch.FromString(data)
+    except Exception as error:  # the decoder's own exception type differs between protobuf's implementations
+        raise CorruptLog(f"The records from {first_sequence} on are damaged: {error}") from error
+    epoch, writer = Epoch(batch.epoch or revision), SecNodeName(batch.writer)
+    return [
+        LogEntry(first_sequence + i, epoch, writer, batch.time_us, record_from_proto(message))
+        for i, message in enumerate(batch.records)
+    ]

@@ -1,0 +1,132 @@
+"""The records of a saga log, as values. What they mean for a saga stands in `sec.core.state`; how they are written, in `sec.codec`.
+
+Nodes are named by their full paths. The contract of each record is the comment of its message in protos/sec/v1/records.proto.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+from sec_model import Payload
+
+SagaId = NewType("SagaId", str)
+NodePath = NewType("NodePath", str)
+Epoch = NewType("Epoch", int)
+SecNodeName = NewType("SecNodeName", str)
+
+
+class Phase(Enum):
+    """Which half of a node: its action or its undo action."""
+
+    DO = "do"
+    UNDO = "undo"
+
+
+class Outcome(Enum):
+    """How a saga ended."""
+
+    DONE = "done"
+    UNDONE = "undone"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An error that a person reads, and a short stable word (`code`) for programs."""
+
+    message: str
+    code: str = ""
+    data: Payload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    uid: str
+    definition_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequested:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerChanged:
+    epoch: Epoch
+    sec_node: SecNodeName
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    node: NodePath
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    node: NodePath
+    output: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    node: NodePath
+    error: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptUnknown:
+    """`attempt` counts from 1; `spent_s` is the time for this node and phase so far, by the owners' monotonic clocks."""
+
+    node: NodePath
+    phase: Phase
+    attempt: int
+    error: Fault
+    spent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeUnknown:
+    node: NodePath
+    error: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class UndoStarted:
+    node: NodePath
+
+
+@dataclass(frozen=True, slots=True)
+class UndoFinished:
+    node: NodePath
+
+
+@dataclass(frozen=True, slots=True)
+class UndoFailed:
+    node: NodePath
+    error: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class UndoSkipped:
+    node: NodePath
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    outcome: Outcome
+
+
+NodeRecord = Started | Succeeded | Failed | AttemptUnknown | OutcomeUnknown | UndoStarted | UndoFinished | UndoFailed | UndoSkipped
+SagaRecord = Created | StartRequested | OwnerChanged | Done
+Record = NodeRecord | SagaRecord
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A record as it stands in a log. `time_us` is the writer's wall clock, for people."""
+
+    sequence: int
+    epoch: Epoch
+    writer: SecNodeName
+    time_us: int
+    record: Record

@@ -1,0 +1,79 @@
+"""What a person is shown of a saga's nodes. Derived from the state, which the log implies; nothing here is kept."""
+
+from enum import Enum
+
+from sec_model.graph import GraphNode, NodeKind
+
+from sec.core.state import SagaState
+from sec.core.transitions import Course, Mark
+
+
+class NodeState(Enum):
+    """The states that status output knows. A node that failed and one that was unwound look different."""
+
+    BLOCKED = "blocked"
+    QUEUED = "queued"
+    WORKING = "working"
+    RETRYING = "retrying"
+    DONE = "done"
+    FAILED = "failed"
+    OUTCOME_UNKNOWN = "outcome-unknown"
+    UNDO_QUEUED = "undo-queued"
+    UNDOING = "undoing"
+    ABANDONED = "abandoned"
+    UNDONE = "undone"
+    UNDO_FAILED = "undo-failed"
+    UNDO_SKIPPED = "undo-skipped"
+
+
+def node_state(state: SagaState, index: int) -> NodeState:
+    """The state of a node. A subsaga's is that of its nodes taken together."""
+    node = state.graph.nodes[index]
+    backward = state.course in (Course.UNWINDING, Course.STUCK, Course.UNDONE)
+    if node.kind is NodeKind.SUBSAGA_END:
+        return _subsaga_state(state, node, backward)
+    match state.marks[index]:
+        case Mark.NEVER_STARTED:
+            if backward:
+                return NodeState.ABANDONED
+            ready = all(state.marks[p] is Mark.SUCCEEDED for p in node.parents)
+            return NodeState.QUEUED if ready else NodeState.BLOCKED
+        case Mark.STARTED:
+            return NodeState.RETRYING if index in state.tries else NodeState.WORKING
+        case Mark.SUCCEEDED:
+            return NodeState.UNDO_QUEUED if backward else NodeState.DONE
+        case Mark.FAILED:
+            return NodeState.FAILED
+        case Mark.OUTCOME_UNKNOWN:
+            return NodeState.OUTCOME_UNKNOWN
+        case Mark.UNDO_STARTED:
+            return NodeState.UNDOING
+        case Mark.UNDO_FINISHED:
+            return NodeState.UNDONE
+        case Mark.UNDO_FAILED:
+            return NodeState.UNDO_FAILED
+        case Mark.UNDO_SKIPPED:
+            return NodeState.UNDO_SKIPPED
+
+
+def _subsaga_state(state: SagaState, end: GraphNode, backward: bool) -> NodeState:
+    start = state.graph.nodes[_start_of(state, end)]
+    match state.marks[start.index], state.marks[end.index]:
+        case Mark.NEVER_STARTED, _:
+            if backward:
+                return NodeState.ABANDONED
+            ready = all(state.marks[p] is Mark.SUCCEEDED for p in start.parents)
+            return NodeState.QUEUED if ready else NodeState.BLOCKED
+        case Mark.UNDO_FINISHED, _:
+            return NodeState.UNDONE
+        case _, Mark.SUCCEEDED:
+            return NodeState.UNDO_QUEUED if backward else NodeState.DONE
+        case _:
+            return NodeState.UNDOING if backward else NodeState.WORKING
+
+
+def _start_of(state: SagaState, end: GraphNode) -> int:
+    """A subsaga's start is numbered right behind its end (see `sec_model.graph`)."""
+    start = end.index + 1
+    assert state.graph.nodes[start].kind is NodeKind.SUBSAGA_START
+    return start

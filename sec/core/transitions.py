@@ -1,0 +1,96 @@
+"""The transition tables: which record may follow in which state, of a node and of a saga. Literal, and the only such place.
+
+A node's *mark* is what the log says of it. `queued`, `blocked`, `abandoned` and the like are not marks: they follow from the marks
+of the nodes around it (see `sec.core.status`). What else a record needs, such as that all parents have succeeded, is checked
+by `sec.core.state`.
+
+The tables are the source of the state diagram in the documentation.
+"""
+
+from enum import Enum
+
+from sec.core.records import (
+    AttemptUnknown,
+    Created,
+    Done,
+    Failed,
+    NodeRecord,
+    OutcomeUnknown,
+    OwnerChanged,
+    Record,
+    Started,
+    StartRequested,
+    Succeeded,
+    UndoFailed,
+    UndoFinished,
+    UndoSkipped,
+    UndoStarted,
+)
+
+
+class Mark(Enum):
+    """What the log says of a node."""
+
+    NEVER_STARTED = "never_started"
+    STARTED = "started"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    UNDO_STARTED = "undo_started"
+    UNDO_FINISHED = "undo_finished"
+    UNDO_FAILED = "undo_failed"
+    UNDO_SKIPPED = "undo_skipped"
+
+
+class Course(Enum):
+    """Where a saga stands. All of it follows from its records; `UNWINDING` and `STUCK` have no record of their own."""
+
+    NONEXISTENT = "nonexistent"
+    CREATED = "created"
+    RUNNING = "running"
+    UNWINDING = "unwinding"
+    STUCK = "stuck"
+    DONE = "done"
+    UNDONE = "undone"
+
+    @property
+    def ended(self) -> bool:
+        """Nothing will be added to its log."""
+        return self in (Course.DONE, Course.UNDONE)
+
+
+NODE_TRANSITIONS: dict[tuple[Mark, type[NodeRecord]], Mark] = {
+    # forward
+    (Mark.NEVER_STARTED, Started): Mark.STARTED,
+    (Mark.STARTED, Succeeded): Mark.SUCCEEDED,
+    (Mark.STARTED, Failed): Mark.FAILED,
+    (Mark.STARTED, AttemptUnknown): Mark.STARTED,
+    (Mark.STARTED, OutcomeUnknown): Mark.OUTCOME_UNKNOWN,
+    # backward
+    (Mark.SUCCEEDED, UndoStarted): Mark.UNDO_STARTED,
+    (Mark.OUTCOME_UNKNOWN, UndoStarted): Mark.UNDO_STARTED,
+    (Mark.UNDO_STARTED, AttemptUnknown): Mark.UNDO_STARTED,
+    (Mark.UNDO_STARTED, UndoFinished): Mark.UNDO_FINISHED,
+    (Mark.UNDO_STARTED, UndoFailed): Mark.UNDO_FAILED,
+    # an operator's
+    (Mark.UNDO_FAILED, UndoStarted): Mark.UNDO_STARTED,
+    (Mark.UNDO_FAILED, UndoSkipped): Mark.UNDO_SKIPPED,
+}
+
+SETTLED = frozenset({Mark.FAILED, Mark.UNDO_FINISHED, Mark.UNDO_SKIPPED})
+"""Marks of a node that needs nothing more while a saga unwinds. `NEVER_STARTED` is settled too: such a node is abandoned."""
+
+SAGA_ACCEPTS: dict[Course, frozenset[type[Record]]] = {
+    Course.NONEXISTENT: frozenset({Created}),
+    Course.CREATED: frozenset({StartRequested}),
+    Course.RUNNING: frozenset({OwnerChanged, Started, Succeeded, Failed, AttemptUnknown, OutcomeUnknown, Done}),
+    Course.UNWINDING: frozenset(
+        {OwnerChanged, Succeeded, Failed, AttemptUnknown, OutcomeUnknown, UndoStarted, UndoFinished, UndoFailed, UndoSkipped, Done}
+    ),
+    # A failed undo stops what has not begun; what is in flight still gets its records, and an operator may go on with the failed one.
+    Course.STUCK: frozenset(
+        {OwnerChanged, Succeeded, Failed, AttemptUnknown, OutcomeUnknown, UndoStarted, UndoFinished, UndoFailed, UndoSkipped}
+    ),
+    Course.DONE: frozenset(),
+    Course.UNDONE: frozenset(),
+}
