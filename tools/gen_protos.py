@@ -46,12 +46,13 @@ def main() -> int:
         text = path.read_text()
         if "_pb2_grpc" in target.name and not re.search(r"^class \w+Stub\b", text, flags=re.MULTILINE):
             continue  # its file has no service
-        text = re.sub(r"^(\s*)from sec\.v1 import", r"\1from sec_protos.v1 import", text, flags=re.MULTILINE)
-        text = re.sub(r"\bsec\.v1\.(\w+_pb2)\b", r"sec_protos.v1.\1", text)
+        text = re.sub(r"^(\s*)from sec\.([\w.]+) import", r"\1from sec_protos.\2 import", text, flags=re.MULTILINE)
+        text = re.sub(r"\bsec\.((?:\w+\.)*v1\.\w+_pb2)\b", r"sec_protos.\1", text)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
     (package / "__init__.py").write_text('"""The generated messages and stubs of protos/sec. Regenerate with `make gen`."""\n')
-    (package / "v1" / "__init__.py").write_text("")
+    for folder in sorted(p for p in package.rglob("*") if p.is_dir()):
+        (folder / "__init__.py").write_text("")
     (package / "py.typed").write_text("")
     shutil.rmtree(scratch)
     return 0

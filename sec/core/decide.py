@@ -32,7 +32,7 @@ from sec.core.records import (
     UndoStarted,
 )
 from sec.core.retry import NextCall, next_call
-from sec.core.state import NO_TRIES, SagaState
+from sec.core.state import NO_TRIES, Mishap, SagaState
 from sec.core.transitions import Course, Mark
 
 # Events
@@ -123,10 +123,12 @@ Effect = Dispatch | Hurry
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What to write, then what to do."""
+    """What to write, then what to do. `course` and `mishaps` are those of the saga once the records are applied."""
 
     records: tuple[Record, ...]
     effects: tuple[Effect, ...]
+    course: Course
+    mishaps: tuple[Mishap, ...]
 
 
 def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] | None = None) -> Ready:
@@ -140,7 +142,7 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
         for event in events:
             draft.take(event)
         draft.advance(offered)
-    return Ready(tuple(draft.records), tuple(draft.effects))
+        return Ready(tuple(draft.records), tuple(draft.effects), state.course, state.mishaps)
 
 
 class _Draft:
@@ -201,9 +203,10 @@ class _Draft:
 
     def _answer_missing(self, event: AnswerMissing) -> None:
         state = self.state
-        index = state.graph.index_of(event.node)
-        attempt = state.tries.get(index, NO_TRIES).count + 1
+        tries = state.tries.get(state.graph.by_path.get(event.node, -1), NO_TRIES)
+        attempt = tries.count + 1
         self._write(AttemptUnknown(event.node, event.phase, attempt, event.error, event.spent_s))
+        index = state.graph.index_of(event.node)
         if event.phase is Phase.DO and state.course is not Course.RUNNING:
             self._write(OutcomeUnknown(event.node, event.error))
             return

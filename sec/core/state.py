@@ -144,7 +144,7 @@ class SagaState:
         self._set("next_sequence", self.next_sequence + 1)
 
     def apply_entry(self, entry: LogEntry) -> None:
-        """Takes a record out of a log. Raises `CorruptLog` when it does not fit."""
+        """Takes a record out of a log. Raises `CorruptLog`, and changes nothing, when it does not fit."""
         problem = None
         if entry.sequence != self.next_sequence:
             problem = f"record {entry.sequence} stands where record {self.next_sequence} belongs"
@@ -154,16 +154,23 @@ class SagaState:
             problem = (
                 f'record {entry.sequence} was written by "{entry.writer}" in epoch {entry.epoch}, which is that of "{self.owner}"'
             )
-        elif entry.epoch > self.epoch and isinstance(entry.record, Created | StartRequested):
-            self.epoch, self.owner = entry.epoch, entry.writer
+        elif isinstance(entry.record, Created | StartRequested):
+            pass  # what stands before the first owner's records begins an epoch by itself
         elif entry.epoch > self.epoch and entry.record != OwnerChanged(entry.epoch, entry.writer):
             problem = f'record {entry.sequence} begins epoch {entry.epoch} of "{entry.writer}" without an OwnerChanged that says so'
+        elif isinstance(entry.record, OwnerChanged) and entry.record != OwnerChanged(entry.epoch, entry.writer):
+            problem = (
+                f'record {entry.sequence} begins epoch {entry.record.epoch} of "{entry.record.sec_node}", '
+                f'but was written by "{entry.writer}" in epoch {entry.epoch}'
+            )
         if problem is not None:
             raise CorruptLog(f'The log of saga "{self.saga_id}" cannot be folded: {problem}.')
         try:
             self.apply(entry.record)
         except IllegalTransition as error:
             raise CorruptLog(f'The log of saga "{self.saga_id}" cannot be folded. {error}') from error
+        self._set("epoch", entry.epoch)
+        self._set("owner", entry.writer)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:

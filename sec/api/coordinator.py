@@ -1,0 +1,187 @@
+"""The Coordinator service: every SEC node answers every call. Reads come from the store; commands are written to it.
+
+Calls about sagas stand here; those about the cluster in `sec.api.cluster`.
+"""
+
+import asyncio
+import math
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import grpc
+from sec_model.codec import payload_to_proto
+from sec_model.graph import Graph
+from sec_protos.v1 import coordinator_pb2 as pb
+
+from sec.api import requests
+from sec.api.answering import Context, answered, answered_stream, give_up_before
+from sec.api.cluster import ClusterCalls
+from sec.api.errors import ApiError, invalid
+from sec.api.views import folded, node_errors, saga_view, sequenced, stored_summary
+from sec.api.waiting import RECHECK_S, SettledWatch
+from sec.codec import entries_from_bytes
+from sec.core.errors import CorruptLog
+from sec.core.records import LogEntry, SagaId
+from sec.core.state import SagaState
+from sec.core.transitions import Course
+from sec.node.node import SecNode
+from sec.node.owner import wall_clock_us
+from sec.store.errors import WrongState
+from sec.store.keys import last_segment
+from sec.store.kv import Compacted, EventKind, Revision, prefix_end
+from sec.store.listing import ListFilter
+from sec.store.sagas import GiveUp, SagaHead, StoredSaga, Submitted
+from sec.summaries import STATE_OF_COURSE
+
+DEFAULT_WAIT_S = 20.0
+MAX_WAIT_S = 60.0
+MAX_LOG_PAGE = 1_000
+
+
+class Coordinator(ClusterCalls):
+    """Answers for one SEC node."""
+
+    def __init__(self, node: SecNode) -> None:
+        super().__init__(node)
+        self._settled = SettledWatch(node.live, node.keys)
+
+    @answered
+    async def SubmitSaga(self, request: pb.SubmitSagaRequest, context: Context) -> pb.SubmitSagaResponse:  # noqa: N802 # the contract's name
+        limits = self._node.settings.limits
+        saga_id = requests.saga_id(request.saga_id) if request.saga_id else _draw_saga_id()
+        params = requests.params(request.params, saga_id, limits)
+        labels = requests.labels(request.labels, saga_id, limits)
+        definition, graph = requests.definition(request.definition, saga_id, limits)
+        missing = sorted(graph.action_names() - self._node.directory.offered)
+        warnings = [
+            f'No action server that can be reached offers the action "{name}" now; its nodes will wait.' for name in missing
+        ]
+        if request.require_actions and missing:
+            names = ", ".join(f'"{name}"' for name in missing)
+            raise ApiError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "action_not_offered",
+                f'Saga "{saga_id}" was not stored: no action server that can be reached offers {names}.',
+                saga_id=saga_id,
+                hint='Start the action servers ("secctl action list" shows what is offered), or submit without require_actions.',
+                retryable=True,
+            )
+        digest = await self._node.definitions.put(definition, graph)
+        head = SagaHead(saga_id, secrets.token_hex(8), definition.name, digest, params, labels, wall_clock_us())
+        submitted = await self._submit(head, graph, start=not request.start_later, give_up=give_up_before(context))
+        if not submitted.created and not request.start_later:
+            warnings = []
+        return pb.SubmitSagaResponse(saga_id=saga_id, created=submitted.created, warnings=warnings)
+
+    async def _submit(self, head: SagaHead, graph: Graph, *, start: bool, give_up: GiveUp) -> Submitted:
+        try:
+            return await self._node.owner.submit(head, graph, start=start, give_up=give_up)
+        except WrongState:
+            # The store lost the definition since we cached it.
+            self._node.definitions.forget(head.definition_hash)
+            raise
+
+    @answered
+    async def StartSaga(self, request: pb.StartSagaRequest, context: Context) -> pb.StartSagaResponse:  # noqa: N802
+        await self._node.owner.start(requests.saga_id(request.saga_id), give_up_before(context))
+        return pb.StartSagaResponse()
+
+    @answered
+    async def GetSaga(self, request: pb.GetSagaRequest, context: Context) -> pb.GetSagaResponse:  # noqa: N802
+        stored, graph = await self._load(requests.saga_id(request.saga_id))
+        offered = self._node.directory.offered
+        return pb.GetSagaResponse(saga=saga_view(stored, graph, offered, omit_outputs=request.omit_outputs))
+
+    @answered
+    async def ListSagas(self, request: pb.ListSagasRequest, context: Context) -> pb.ListSagasResponse:  # noqa: N802
+        wanted = ListFilter(frozenset(request.states), request.name, dict(request.labels), request.owner)
+        sagas, token = await self._node.listing.page(wanted, requests.page_size(request.page_size), request.page_token)
+        return pb.ListSagasResponse(sagas=sagas, next_page_token=token)
+
+    @answered
+    async def WaitSaga(self, request: pb.WaitSagaRequest, context: Context) -> pb.WaitSagaResponse:  # noqa: N802
+        saga_id = requests.saga_id(request.saga_id)
+        if not math.isfinite(request.timeout_s) or not 0 <= request.timeout_s <= MAX_WAIT_S:
+            raise invalid(f"A wait lasts between 0 and {MAX_WAIT_S:g} seconds, not {request.timeout_s}.", saga_id=saga_id)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (request.timeout_s or DEFAULT_WAIT_S)
+        event = self._settled.subscribe(saga_id)
+        try:
+            while True:
+                event.clear()
+                stored, graph = await self._load(saga_id)
+                response = _wait_response(stored, graph)
+                left_s = deadline - loop.time()
+                if response.settled or left_s <= 0 or self._node.stopping:
+                    return response
+                try:
+                    await asyncio.wait_for(event.wait(), min(left_s, RECHECK_S))
+                except TimeoutError:
+                    continue
+        finally:
+            self._settled.unsubscribe(saga_id, event)
+
+    @answered
+    async def GetSagaLog(self, request: pb.GetSagaLogRequest, context: Context) -> pb.GetSagaLogResponse:  # noqa: N802
+        stored = await self._node.sagas.load(requests.saga_id(request.saga_id))
+        if stored.problem and not stored.entries:
+            raise CorruptLog(stored.problem)
+        wanted = [e for e in stored.entries if e.sequence >= request.from_sequence]
+        limit = min(request.limit or MAX_LOG_PAGE, MAX_LOG_PAGE)
+        following = wanted[limit].sequence if len(wanted) > limit else 0
+        return pb.GetSagaLogResponse(records=[sequenced(e) for e in wanted[:limit]], next_sequence=following)
+
+    @answered_stream
+    async def WatchSaga(self, request: pb.WatchSagaRequest, context: Context) -> AsyncIterator[pb.WatchSagaResponse]:  # noqa: N802
+        saga_id = requests.saga_id(request.saga_id)
+        state: SagaState | None = None
+        while True:
+            stored, graph = await self._load(saga_id)
+            if stored.problem:
+                raise CorruptLog(stored.problem)
+            if state is None:
+                state = SagaState(saga_id, graph)
+            try:
+                async with aclosing(self._entries(saga_id, stored)) as entries:
+                    async for entry in entries:
+                        if entry.sequence < state.next_sequence:
+                            continue  # read again after the watch fell behind
+                        state.apply_entry(entry)
+                        if entry.sequence >= request.from_sequence:
+                            yield pb.WatchSagaResponse(record=sequenced(entry), state=STATE_OF_COURSE[state.course])
+                        if state.course.ended:
+                            return
+            except Compacted:
+                continue
+
+    async def _entries(self, saga_id: SagaId, stored: StoredSaga) -> AsyncGenerator[LogEntry, None]:
+        """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again."""
+        for entry in stored.entries:
+            yield entry
+        prefix = self._node.keys.log(saga_id)
+        async with aclosing(self._node.kv.watch(prefix, prefix_end(prefix), start=Revision(stored.revision + 1))) as watch:
+            async for batch in watch:
+                for event in batch.events:
+                    if event.kind is EventKind.PUT:
+                        first = int(last_segment(event.item.key), 16)
+                        for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
+                            yield entry
+
+    async def _load(self, saga_id: SagaId) -> tuple[StoredSaga, Graph]:
+        stored = await self._node.sagas.load(saga_id)
+        return stored, await self._node.definitions.graph(stored.head.definition_hash)
+
+
+def _wait_response(stored: StoredSaga, graph: Graph) -> pb.WaitSagaResponse:
+    state = folded(stored, graph)
+    settled = state.course.ended or state.course is Course.STUCK
+    response = pb.WaitSagaResponse(summary=stored_summary(stored, state), settled=settled, errors=node_errors(stored, state))
+    if state.course is Course.DONE:
+        response.output.CopyFrom(payload_to_proto(state.output_of(graph.final)))
+    return response
+
+
+def _draw_saga_id() -> SagaId:
+    """Ordered by time, to the microsecond, and unique by 40 random bits."""
+    return SagaId(f"{wall_clock_us():014x}-{secrets.token_hex(5)}")

@@ -1,0 +1,124 @@
+"""Errors as gRPC statuses: the one place where they are mapped. Every status carries an `ErrorDetail` of the contract."""
+
+import logging
+from collections.abc import Sequence
+from typing import NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+from sec_model import DefinitionError
+from sec_protos.v1 import common_pb2
+
+from sec.core.errors import CorruptLog, IllegalTransition
+from sec.store.errors import Fenced, InvalidPageToken, PageTokenExpired, SagaExists, SagaNotFound, WrongState
+from sec.store.kv import Indeterminate, KvError, KvRefused
+
+_log = logging.getLogger(__name__)
+
+Code = grpc.StatusCode
+
+
+class ApiError(Exception):
+    """A call that cannot be answered. `message` is a whole sentence; `hint` says what to do next."""
+
+    def __init__(
+        self,
+        status: grpc.StatusCode,
+        code: str,
+        message: str,
+        *,
+        saga_id: str = "",
+        node: str = "",
+        hint: str = "",
+        retryable: bool = False,
+        definite: bool = True,
+        problems: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.detail = common_pb2.ErrorDetail(
+            code=code, saga_id=saga_id, node=node, hint=hint, retryable=retryable, definite=definite, problems=problems
+        )
+
+
+def invalid(message: str, *, saga_id: str = "", code: str = "invalid_argument", hint: str = "") -> ApiError:
+    """What was sent breaks a rule of the contract."""
+    return ApiError(Code.INVALID_ARGUMENT, code, message, saga_id=saga_id, hint=hint)
+
+
+def to_api_error(error: Exception, saga_id: str = "") -> ApiError:
+    """What a caller is told of an error."""
+    text = str(error)
+    match error:
+        case ApiError():
+            return error
+        case DefinitionError(problems=problems):
+            hint = "Mend the definition; nothing was stored."
+            return ApiError(
+                Code.INVALID_ARGUMENT,
+                "invalid_definition",
+                f"The definition has {len(problems)} problem(s): {text}",
+                saga_id=saga_id,
+                hint=hint,
+                problems=problems,
+            )
+        case SagaNotFound():
+            return ApiError(
+                Code.NOT_FOUND, "saga_not_found", text, saga_id=saga_id, hint='"secctl saga list" shows the sagas there are.'
+            )
+        case SagaExists():
+            return ApiError(
+                Code.ALREADY_EXISTS, "saga_exists", text, saga_id=saga_id, hint="Choose another id, or look at the saga there is."
+            )
+        case WrongState():
+            return ApiError(
+                Code.FAILED_PRECONDITION, "wrong_state", text, saga_id=saga_id, hint='Look at it with "secctl saga get".'
+            )
+        case PageTokenExpired():
+            return ApiError(Code.OUT_OF_RANGE, "page_token_expired", text, hint="Begin the listing again.")
+        case InvalidPageToken():
+            return ApiError(Code.INVALID_ARGUMENT, "invalid_argument", text)
+        case CorruptLog() | IllegalTransition():
+            hint = "Keep its keys in etcd and call for help: no other saga is touched."
+            return ApiError(Code.DATA_LOSS, "saga_corrupt", text, saga_id=saga_id, hint=hint)
+        case Indeterminate():
+            hint = "Do the same again with the same id: it takes effect once."
+            message = f"The store did not answer in time, so it is not known whether this was done. {text}"
+            return ApiError(
+                Code.UNAVAILABLE, "outcome_indeterminate", message, saga_id=saga_id, hint=hint, retryable=True, definite=False
+            )
+        case KvRefused():
+            hint = "See the log of the SEC node and the health of etcd: it may be out of space or short of permissions."
+            return ApiError(
+                Code.FAILED_PRECONDITION, "store_refused", f"The store refused this. {text}", saga_id=saga_id, hint=hint
+            )
+        case KvError() | Fenced():
+            hint = "Try again; if it lasts, look at the health of etcd."
+            return ApiError(
+                Code.UNAVAILABLE,
+                "store_unavailable",
+                f"The store cannot be reached. {text}",
+                saga_id=saga_id,
+                hint=hint,
+                retryable=True,
+            )
+        case _:
+            _log.error("A call failed for a reason that nobody thought of.", exc_info=error)
+            hint = "This is a fault of the SEC node; its log has the traceback."
+            return ApiError(
+                Code.INTERNAL, "internal", f"The SEC node failed: {error!r}", saga_id=saga_id, hint=hint, definite=False
+            )
+
+
+async def abort(context: grpc.aio.ServicerContext[object, object], error: ApiError, sec_node: str) -> NoReturn:
+    """Ends a call with an error's status and detail."""
+    error.detail.sec_node = sec_node
+    packed = any_pb2.Any()
+    packed.Pack(error.detail)
+    status = rpc_status.to_status(status_pb2.Status(code=error.status.value[0], message=error.message, details=[packed]))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort raises")

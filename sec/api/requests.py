@@ -1,0 +1,116 @@
+"""Checks of what comes in, before anything is read or written. Bounds are those of the settings."""
+
+from collections.abc import Mapping
+
+from sec_model import Definition, Graph, Payload, compile_graph
+from sec_model.codec import definition_bytes, definition_from_proto, payload_from_proto
+from sec_model.definition import ConstantNode, SubsagaNode
+from sec_model.graph import is_name, name_rule
+from sec_protos.v1 import common_pb2, coordinator_pb2, definition_pb2
+
+from sec.api.errors import ApiError, invalid
+from sec.core.records import SagaId
+from sec.node.settings import Limits
+
+MAX_PAGE = 1_000
+DEFAULT_PAGE = 100
+
+
+def saga_id(text: str) -> SagaId:
+    """A saga's id. Raises `ApiError`."""
+    if not is_name(text):
+        raise invalid(f'The saga id "{text[:200]}" is not valid: use {name_rule()}.', saga_id=text[:200])
+    return SagaId(text)
+
+
+def definition(message: definition_pb2.SagaDefinition, saga: str, limits: Limits) -> tuple[Definition, Graph]:
+    """A checked definition with its graph. Raises `ApiError` and `DefinitionError`."""
+    size = message.ByteSize()
+    if size > limits.definition_bytes:
+        raise _too_large(
+            f'The definition of saga "{saga}" has {size} bytes; at most {limits.definition_bytes} are allowed.', saga, "definition"
+        )
+    parsed = definition_from_proto(message)
+    graph = compile_graph(parsed)
+    _constants(parsed, "", saga, limits)
+    size = len(definition_bytes(parsed))
+    if size > limits.definition_bytes:
+        raise _too_large(
+            f'The definition of saga "{saga}" has {size} bytes; at most {limits.definition_bytes} are allowed.', saga, "definition"
+        )
+    return parsed, graph
+
+
+def _constants(parsed: Definition, prefix: str, saga: str, limits: Limits) -> None:
+    for node in parsed.nodes:
+        match node.kind:
+            case ConstantNode(value):
+                _bounded(value, f'The constant "{prefix}{node.name}" of saga "{saga}"', saga, limits)
+            case SubsagaNode(inner, _):
+                _constants(inner, f"{prefix}{node.name}/", saga, limits)
+
+
+def params(message: common_pb2.Payload, saga: str, limits: Limits) -> Payload:
+    """The params of a saga. Raises `ApiError`."""
+    payload = payload_from_proto(message)
+    _bounded(payload, f'The params of saga "{saga}"', saga, limits)
+    return payload
+
+
+def labels(given: Mapping[str, str], saga: str, limits: Limits) -> dict[str, str]:
+    """The labels of a saga. Raises `ApiError`."""
+    if len(given) > limits.labels:
+        raise invalid(f'Saga "{saga}" has {len(given)} labels; at most {limits.labels} are allowed.', saga_id=saga)
+    for key, value in given.items():
+        if not is_name(key):
+            raise invalid(f'The label "{key[:200]}" of saga "{saga}" is not valid: use {name_rule()}.', saga_id=saga)
+        if len(value) > limits.label_value_chars:
+            raise invalid(
+                f'The label "{key}" of saga "{saga}" has {len(value)} characters; at most {limits.label_value_chars} are allowed.',
+                saga_id=saga,
+            )
+    return dict(given)
+
+
+def page_size(size: int) -> int:
+    """How many sagas a page holds. Raises `ApiError`."""
+    if size > MAX_PAGE:
+        raise invalid(f"A page holds at most {MAX_PAGE} sagas, not {size}.")
+    return size or DEFAULT_PAGE
+
+
+def instance_id(text: str) -> str:
+    """The instance id of an action server. Raises `ApiError`."""
+    if not is_name(text):
+        raise invalid(f'The instance id "{text[:200]}" of an action server is not valid: use {name_rule()}.')
+    return text
+
+
+def registration(message: coordinator_pb2.RegisterActionServerRequest) -> None:
+    """Raises `ApiError` when an action server registers itself in a way that cannot work."""
+    instance = instance_id(message.instance_id)
+    host, _, port = message.address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65_536 or len(message.address) > 300:
+        raise invalid(
+            f'Action server "{instance}" gave the address "{message.address[:300]}": it must be "host:port", as the SEC nodes reach it.'
+        )
+    if host in ("0.0.0.0", "[::]", "*"):
+        raise invalid(
+            f'Action server "{instance}" gave the address "{message.address}", which nobody can call.',
+            hint="Let it advertise the address that the SEC nodes reach it at.",
+        )
+    if len(message.actions) > 1_000:
+        raise invalid(f'Action server "{instance}" offers {len(message.actions)} actions; at most 1000 are allowed.')
+
+
+def _bounded(payload: Payload, what: str, saga: str, limits: Limits) -> None:
+    if len(payload.data) > limits.payload_bytes:
+        raise _too_large(f"{what} have {len(payload.data)} bytes; at most {limits.payload_bytes} are allowed.", saga, "payload")
+    if len(payload.content_type) > 128:
+        raise invalid(
+            f"{what} have a content type of {len(payload.content_type)} characters; at most 128 are allowed.", saga_id=saga
+        )
+
+
+def _too_large(message: str, saga: str, what: str) -> ApiError:
+    return invalid(message, saga_id=saga, code=f"{what}_too_large", hint="Store large data elsewhere and pass a reference.")

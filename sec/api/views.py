@@ -1,0 +1,116 @@
+"""Sagas as clients see them, made from what the store has. Nothing is remembered between calls."""
+
+from collections.abc import Set as AbstractSet
+
+from sec_model.codec import payload_to_proto
+from sec_model.graph import Graph, GraphNode, NodeKind
+from sec_protos.v1 import coordinator_pb2
+
+from sec.codec import fault_to_proto, record_to_proto
+from sec.core.errors import CorruptLog
+from sec.core.records import LogEntry, Phase
+from sec.core.state import NO_TRIES, SagaState, fold
+from sec.core.status import NodeState, node_state
+from sec.core.transitions import Course, Mark
+from sec.store.sagas import StoredSaga
+from sec.summaries import node_error, summary_of, unreadable_summary
+
+_STATE_TO_PROTO = {state: coordinator_pb2.NodeState.Value("NODE_STATE_" + state.name) for state in NodeState}
+
+
+def saga_view(stored: StoredSaga, graph: Graph, offered: AbstractSet[str], *, omit_outputs: bool) -> coordinator_pb2.Saga:
+    """A saga with its nodes. One whose log cannot be folded is shown as corrupt, with the reason and without nodes."""
+    head = stored.head
+    view = coordinator_pb2.Saga(uid=head.uid, definition_hash=head.definition_hash, params=payload_to_proto(head.params))
+    view.next_sequence = len(stored.entries) + 1
+    try:
+        state = folded(stored, graph)
+    except CorruptLog as error:
+        view.summary.CopyFrom(unreadable_summary(head, str(error), 0))
+        view.summary.owner = stored.owner
+        return view
+    view.summary.CopyFrom(stored_summary(stored, state))
+    view.epoch = state.epoch
+    view.errors.extend(node_errors(stored, state))
+    shown = [node for node in graph.nodes if node.kind is not NodeKind.SUBSAGA_START]
+    view.nodes.extend(_node_status(state, node, offered, omit_outputs) for node in shown)
+    if state.course is Course.DONE:
+        view.output.CopyFrom(payload_to_proto(state.output_of(graph.final)))
+    return view
+
+
+def stored_summary(stored: StoredSaga, state: SagaState) -> coordinator_pb2.SagaSummary:
+    """The summary of a saga as its log stands."""
+    ended_us = stored.entries[-1].time_us if stored.entries else 0
+    summary = summary_of(stored.head, state.course, state.mishaps, now_us=ended_us, times_us=_times_us(stored))
+    summary.owner = stored.owner
+    return summary
+
+
+def node_errors(stored: StoredSaga, state: SagaState) -> list[coordinator_pb2.NodeError]:
+    """All that went wrong, in the order of the log."""
+    times_us = _times_us(stored)
+    return [node_error(m, times_us[m.sequence]) for m in state.mishaps]
+
+
+def _times_us(stored: StoredSaga) -> dict[int, int]:
+    return {entry.sequence: entry.time_us for entry in stored.entries}
+
+
+def folded(stored: StoredSaga, graph: Graph) -> SagaState:
+    """The state that a stored log implies. Raises `CorruptLog`."""
+    if stored.problem:
+        raise CorruptLog(stored.problem)
+    return fold(stored.head.saga_id, graph, stored.entries)
+
+
+def sequenced(entry: LogEntry) -> coordinator_pb2.SequencedRecord:
+    """A record as the contract shows it."""
+    return coordinator_pb2.SequencedRecord(
+        sequence=entry.sequence, epoch=entry.epoch, writer=entry.writer, time_us=entry.time_us, record=record_to_proto(entry.record)
+    )
+
+
+def _node_status(state: SagaState, node: GraphNode, offered: AbstractSet[str], omit_outputs: bool) -> coordinator_pb2.NodeStatus:
+    graph = state.graph
+    shown_state = node_state(state, node.index)
+    parents = graph.nodes[node.index + 1].parents if node.kind is NodeKind.SUBSAGA_END else node.parents
+    status = coordinator_pb2.NodeStatus(
+        node=node.path,
+        label=node.label,
+        state=_STATE_TO_PROTO[shown_state],
+        depends_on=[graph.nodes[p].path for p in parents if graph.nodes[p].kind is not NodeKind.SUBSAGA_START],
+        action="" if node.action is None else node.action.action,
+        attempts=state.tries.get(node.index, NO_TRIES).count,
+        detail=_detail(state, node, shown_state, offered),
+        subsaga=node.kind is NodeKind.SUBSAGA_END,
+        rank=node.rank,
+    )
+    error = next((m.error for m in reversed(state.mishaps) if m.node == node.path), None)
+    if error is not None:
+        status.error.CopyFrom(fault_to_proto(error))
+    if not omit_outputs and _has_output(state, node):
+        status.output.CopyFrom(payload_to_proto(state.output_of(node.index)))
+    return status
+
+
+def _has_output(state: SagaState, node: GraphNode) -> bool:
+    """It has succeeded, be it undone since."""
+    while node.output_of is not None:
+        node = state.graph.nodes[node.output_of]
+    return node.index in state.outputs or (node.constant is not None and state.marks[node.index] is not Mark.NEVER_STARTED)
+
+
+def _detail(state: SagaState, node: GraphNode, shown: NodeState, offered: AbstractSet[str]) -> str:
+    """What the node waits for, as far as the SEC node that answers can see."""
+    if node.action is None:
+        return ""
+    waits = shown in (NodeState.QUEUED, NodeState.WORKING, NodeState.RETRYING, NodeState.UNDOING)
+    if waits and node.action.action not in offered and state.course is not Course.CREATED:
+        return f'No action server that can be reached offers "{node.action.action}".'
+    tries = state.tries.get(node.index)
+    if tries is not None:
+        phase = state.in_flight.get(node.index, Phase.DO)
+        policy = node.action.retry if phase is Phase.DO else node.action.undo_retry
+        return f"Call {tries.count + 1} of {policy.max_attempts} comes next or is under way."
+    return ""

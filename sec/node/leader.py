@@ -1,0 +1,75 @@
+"""What the leader does: the housekeeping that nobody needs within a second. Sagas go on while there is no leader.
+
+First duty: the sweep. Every unowned saga is claimed by whoever sees its owner key vanish; the sweep is for what all have missed. It reads
+the store itself, not a mirror that may be what is broken.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from sec.core.records import SagaId, SecNodeName
+from sec.store.election import Election
+from sec.store.keys import Keys, last_segment
+from sec.store.kv import Get, GetResult, Kv, KvError, Txn, prefix_end
+from sec.store.session import Session, SessionLost
+
+_log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+
+
+class Leader:
+    """Stands for election while its session lasts, and keeps house while it leads. `leading` says whether it does."""
+
+    def __init__(
+        self, kv: Kv, keys: Keys, sec_node: SecNodeName, claim_now: Callable[[Sequence[SagaId]], None], sweep_interval_s: float
+    ) -> None:
+        self.leading = False
+        self._kv = kv
+        self._keys = keys
+        self._sec_node = sec_node
+        self._claim_now = claim_now
+        self._sweep_interval_s = sweep_interval_s
+
+    async def run(self, session: Session) -> None:
+        """Returns when the session is lost."""
+        while session.alive():
+            try:
+                async with Election(self._kv, self._keys.election, session, self._sec_node.encode()).lead():
+                    _log.info('SEC node "%s" is the leader.', self._sec_node)
+                    self.leading = True
+                    await self._keep_house()
+            except SessionLost:
+                return
+            except KvError as error:
+                _log.warning('SEC node "%s" does not lead: %s', self._sec_node, error)
+                await asyncio.sleep(RETRY_S)
+            finally:
+                self.leading = False
+
+    async def _keep_house(self) -> None:
+        before: set[SagaId] = set()
+        while True:
+            await asyncio.sleep(self._sweep_interval_s)
+            try:
+                unowned = await self.unowned()
+            except KvError as error:
+                _log.warning("The sweep for unowned sagas has to wait: %s", error)
+                continue
+            missed = sorted(unowned & before)  # what is unowned for the first time is about to be claimed by somebody
+            if missed:
+                _log.warning("The sweep found %d sagas that nobody claimed, and claims them.", len(missed))
+                self._claim_now(missed)
+            before = unowned
+
+    async def unowned(self) -> set[SagaId]:
+        """The active sagas without an owner, read from the store at one revision."""
+        actives, owners = self._keys.actives, self._keys.owners
+        result = await self._kv.txn(
+            Txn(then=[Get(actives, prefix_end(actives), keys_only=True), Get(owners, prefix_end(owners), keys_only=True)])
+        )
+        active, owned = (
+            {SagaId(last_segment(item.key)) for item in answer.items} for answer in result.results if isinstance(answer, GetResult)
+        )
+        return active - owned

@@ -1,0 +1,200 @@
+"""An SEC node as a whole: its session, and what lives within it.
+
+Mirrors, the directory of action servers and the gRPC services last as long as the process: reads are answered without a session. Ownership
+and candidacy live within a session; when it is lost they end at once, and the node rejoins with a new one as soon as the store lets it.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import grpc
+from google.protobuf.message import DecodeError
+from sec_protos.v1 import coordinator_pb2
+
+from sec import __version__
+from sec.core.records import SagaId, SecNodeName
+from sec.dispatch.directory import Directory
+from sec.node.leader import Leader
+from sec.node.owner import Owner, wall_clock_us
+from sec.node.settings import Settings
+from sec.store.commit import GroupCommit
+from sec.store.definitions import DefinitionStore
+from sec.store.keys import Keys, last_segment
+from sec.store.kv import Kv, KvError, Put, Txn, absent
+from sec.store.listing import SagaListing
+from sec.store.mirror import Change, Mirror
+from sec.store.sagas import SagaStore
+from sec.store.session import Session
+
+_log = logging.getLogger(__name__)
+
+REJOIN_PAUSE_S = 0.5
+
+
+class SecNode:
+    """One SEC node. `run` it until it is told to `stop`."""
+
+    def __init__(
+        self, settings: Settings, kv: Kv, rng: random.Random, action_server_credentials: grpc.ChannelCredentials | None
+    ) -> None:
+        settings.check()
+        self.settings = settings
+        self.kv = kv
+        self.keys = Keys(settings.prefix)
+        self.commits = GroupCommit(kv, timeout_s=settings.store_timeout_s)
+        self.sagas = SagaStore(kv, self.keys, self.commits, settings.name, wall_clock_us)
+        self.definitions = DefinitionStore(kv, self.keys)
+        self.listing = SagaListing(kv, self.keys)
+        self.live = Mirror(kv, self.keys.live)
+        self.nodes = Mirror(kv, self.keys.nodes)
+        self.drains = Mirror(kv, self.keys.drains)
+        self.registrations = Mirror(kv, self.keys.servers)
+        self.directory = Directory(
+            self.registrations, settings.action_servers, action_server_credentials, settings.limits.payload_bytes
+        )
+        self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng)
+        self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s)
+        self.session: Session | None = None
+        self._started_us = wall_clock_us()
+        self._stopping = asyncio.Event()
+        self._drain_changed = asyncio.Event()
+        self.nodes.subscribe(self._nodes_changed)
+        self.drains.subscribe(self._drains_changed)
+
+    @property
+    def stopping(self) -> bool:
+        """It was told to stop."""
+        return self._stopping.is_set()
+
+    @property
+    def draining(self) -> bool:
+        """It takes no sagas: an operator wants that, or it is about to stop."""
+        return self.stopping or self.keys.drain(self.settings.name) in self.drains.items
+
+    @property
+    def serving(self) -> bool:
+        """It holds a session and takes sagas."""
+        return self.session is not None and self.session.alive() and not self.draining
+
+    def stop(self) -> None:
+        """Lets `run` hand everything over and return."""
+        self._stopping.set()
+        self._drain_changed.set()
+
+    async def run(self) -> None:
+        """Runs the node until `stop`. Then its sagas are handed over and its session is revoked, so that nobody waits for a lease."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.commits.close)
+            stack.push_async_callback(self.directory.close)
+            mirrors = (self.live, self.nodes, self.drains, self.registrations)
+            background = [asyncio.create_task(m.run(), name=f"mirror of {m.prefix.decode()}") for m in mirrors]
+            background.append(asyncio.create_task(self.owner.run_claims(), name="claims"))
+            stack.push_async_callback(_cancel, background)
+            stopped = asyncio.create_task(self._stopping.wait())
+            for mirror in mirrors:
+                ready = asyncio.create_task(mirror.ready.wait())
+                await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)
+                ready.cancel()
+            while not self.stopping:
+                try:
+                    await self._one_session()
+                except KvError as error:
+                    _log.warning('SEC node "%s" cannot join the cluster yet: %s', self.settings.name, error)
+                if not self.stopping:
+                    await asyncio.wait([stopped], timeout=REJOIN_PAUSE_S)
+
+    async def _one_session(self) -> None:
+        """Joins the cluster and takes part until the session is lost or the node is told to stop."""
+        name = self.settings.name
+        async with Session.open(self.kv, ttl_s=self.settings.lease_ttl_s) as session:
+            if not await self._announce(session, fresh=True):
+                _log.warning(
+                    'Another SEC node called "%s" holds a session. If it is this one\'s last run, its lease ends soon; otherwise choose another name.',
+                    name,
+                )
+                return
+            self.session = session
+            _log.info('SEC node "%s" has joined the cluster.', name)
+            leader = asyncio.create_task(self.leader.run(session), name="leader")
+            lost = asyncio.create_task(session.lost.wait())
+            forget_detach = session.on_lost(self.owner.detach)
+            try:
+                while not self.stopping and session.alive():
+                    self._drain_changed.clear()
+                    if self.draining:
+                        await self.owner.hand_over()
+                    else:
+                        self.owner.attach(session)
+                    await self._announce(session, fresh=False)
+                    changed = asyncio.create_task(self._drain_changed.wait())
+                    await asyncio.wait([changed, lost], return_when=asyncio.FIRST_COMPLETED)
+                    changed.cancel()
+                if session.alive():
+                    await self._announce(session, fresh=False)
+                    await self.owner.hand_over()
+                else:
+                    _log.error('SEC node "%s" lost its session: %s It stops dispatching and rejoins.', name, session.lost_reason)
+            finally:
+                forget_detach()
+                self.owner.detach()
+                self.session = None
+                await _cancel([leader, lost])
+
+    async def _announce(self, session: Session, *, fresh: bool) -> bool:
+        """Writes who we are, under the session. With `fresh` it answers False when the name is taken."""
+        info = coordinator_pb2.SecNode(
+            name=self.settings.name,
+            address=self.settings.advertised,
+            version=__version__,
+            draining=self.draining,
+            started_us=self._started_us,
+        )
+        key = self.keys.node(self.settings.name)
+        txn = Txn([absent(key)] if fresh else [], [Put(key, info.SerializeToString(), session.lease)])
+        return (await self.kv.txn(txn, timeout_s=session.remaining_s())).succeeded
+
+    def known_nodes(self) -> list[coordinator_pb2.SecNode]:
+        """The SEC nodes that hold a session, by name, with the number of sagas that each owns."""
+        owned: dict[str, int] = {}
+        for key, item in self.live.items.items():
+            if key.startswith(self.keys.owners):
+                name = item.value.decode()
+                owned[name] = owned.get(name, 0) + 1
+        nodes = []
+        for _, item in sorted(self.nodes.items.items()):
+            node = coordinator_pb2.SecNode.FromString(item.value)
+            node.draining = node.draining or self.keys.drain(SecNodeName(node.name)) in self.drains.items
+            node.owned_sagas = owned.get(node.name, 0)
+            nodes.append(node)
+        return nodes
+
+    def owner_of(self, saga_id: SagaId) -> str:
+        """Who owns a saga, as far as the mirror knows; empty when nobody does."""
+        item = self.live.items.get(self.keys.owner(saga_id))
+        return "" if item is None else item.value.decode()
+
+    def _nodes_changed(self, _: Sequence[Change]) -> None:
+        claimers = []
+        for key, item in self.nodes.items.items():
+            name = SecNodeName(last_segment(key))
+            try:
+                draining = coordinator_pb2.SecNode.FromString(item.value).draining
+            except DecodeError:
+                continue
+            if not draining and self.keys.drain(name) not in self.drains.items:
+                claimers.append(name)
+        self.owner.set_claimers(claimers)
+
+    def _drains_changed(self, changes: Sequence[Change]) -> None:
+        self._nodes_changed(changes)
+        if any(change.key == self.keys.drain(self.settings.name) for change in changes):
+            self._drain_changed.set()
+
+
+async def _cancel(tasks: Sequence["asyncio.Task[object]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

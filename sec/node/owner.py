@@ -1,0 +1,322 @@
+"""The sagas that this SEC node owns: takes them on, gives them up, and is the host of their drivers.
+
+Ownership lives within a session. `attach` begins it, `detach` ends it at once (the session is lost), `hand_over` ends it in good order.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterable, Sequence
+
+from sec_model import Graph
+
+from sec.core.decide import AnswerMissing, Begin, DoAnswered, Event, Ready, TakenOver, UndoAnswered, decide
+from sec.core.errors import CorruptLog
+from sec.core.records import Created, Done, Epoch, Fault, Record, SagaId, SecNodeName, StartRequested
+from sec.core.state import SagaState, fold
+from sec.core.transitions import Course
+from sec.dispatch.calls import Answer, Call
+from sec.dispatch.directory import Directory
+from sec.node.claims import Claims
+from sec.node.driver import SagaDriver
+from sec.node.settings import Settings
+from sec.store.definitions import DefinitionStore
+from sec.store.errors import Fenced, WrongState
+from sec.store.keys import Keys
+from sec.store.kv import KvError, LeaseNotFound
+from sec.store.mirror import Mirror
+from sec.store.sagas import Claimed, GiveUp, Ownership, SagaHead, SagaStore, Submitted
+from sec.store.session import Session
+from sec.summaries import summary_of, unreadable_summary
+
+_log = logging.getLogger(__name__)
+
+
+def wall_clock_us() -> int:
+    """For people only: nothing is ordered or decided by it."""
+    return time.time_ns() // 1000
+
+
+class Owner:
+    """Owns sagas on behalf of one SEC node."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        sagas: SagaStore,
+        definitions: DefinitionStore,
+        directory: Directory,
+        live: Mirror,
+        rng: random.Random,
+    ) -> None:
+        self.drivers: dict[SagaId, SagaDriver] = {}
+        self.unreadable: dict[SagaId, str] = {}
+        """Sagas that are ours although their logs cannot be folded, with the reason: kept so that nobody tries again and again."""
+        self._settings = settings
+        self._sagas = sagas
+        self._definitions = definitions
+        self._directory = directory
+        self._rng = rng
+        self._session: Session | None = None
+        self._nodes: Iterable[SecNodeName] = ()
+        self._notes: set[asyncio.Task[None]] = set()
+        self._claims = Claims(settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s)
+        directory.subscribe(self._offers_changed)
+
+    # the session
+
+    def attach(self, session: Session) -> None:
+        """Takes sagas from now on, under this session."""
+        self._session = session
+        self._claims.enable()
+
+    def detach(self) -> None:
+        """Lets go of everything at once and writes nothing: the session is lost, and its keys are or will be gone."""
+        self._claims.disable()
+        self._session = None
+        drivers, self.drivers = self.drivers, {}
+        self.unreadable.clear()
+        for driver in drivers.values():
+            driver.shut()
+        if drivers:
+            _log.warning('SEC node "%s" let go of %d sagas.', self._settings.name, len(drivers))
+
+    async def hand_over(self) -> None:
+        """Takes nothing more and gives all sagas to the others, at once. Calls under way are dropped: the next owner makes them again."""
+        session = self._session
+        if session is None:
+            return
+        self._claims.disable()
+        self._session = None
+        drivers, self.drivers = self.drivers, {}
+        self.unreadable.clear()
+        await asyncio.gather(*(driver.close() for driver in drivers.values()))
+        try:
+            await self._sagas.release([(d.saga_id, d.epoch) for d in drivers.values()], self._give_up(session))
+        except KvError as error:
+            _log.warning("Ownership could not be given up and goes with the session instead: %s", error)
+        _log.info('SEC node "%s" handed over %d sagas.', self._settings.name, len(drivers))
+
+    def set_claimers(self, nodes: Iterable[SecNodeName]) -> None:
+        """The SEC nodes that take sagas now."""
+        self._nodes = tuple(nodes)
+
+    async def run_claims(self) -> None:
+        """Claims unowned sagas until it is cancelled."""
+        await self._claims.run()
+
+    def claim_now(self, saga_ids: Sequence[SagaId]) -> None:
+        """Claims what a sweep has found unowned."""
+        self._claims.claim_now(s for s in saga_ids if s not in self.drivers and s not in self.unreadable)
+
+    # taking sagas on
+
+    async def submit(self, head: SagaHead, graph: Graph, *, start: bool, give_up: GiveUp) -> Submitted:
+        """Creates a saga; starts and owns it in the same transaction, when it is to be started and this node takes sagas.
+
+        Raises `SagaExists`, `WrongState` (the definition is gone), and `KvError`.
+        """
+        state = SagaState(head.saga_id, graph)
+        records: tuple[Record, ...] = (Created(head.uid, head.definition_hash),)
+        if start:
+            records += (StartRequested(),)
+        for record in records:
+            state.apply(record)
+        session = self._session if start else None
+        first = self._first_step(state) if session is not None else None
+        summary = summary_of(head, state.course, ())
+        for attempt in (session, None):
+            owner = None if attempt is None else Ownership(self._settings.name, attempt.lease)
+            written = records if owner is None or first is None else records + first.records
+            try:
+                submitted = await self._sagas.submit(head, written, summary, owner, started=start, give_up=give_up)
+            except LeaseNotFound:  # the session is gone, which we will hear of soon: somebody else runs the saga
+                continue
+            if submitted.epoch is not None and attempt is not None:
+                self._adopt(attempt, head, state, submitted.epoch, first)
+            return submitted
+        raise AssertionError("without a lease there is no LeaseNotFound")
+
+    async def start(self, saga_id: SagaId, give_up: GiveUp) -> None:
+        """Starts a saga that was created and not started. Raises `SagaNotFound`, `WrongState`, `CorruptLog`, `KvError`."""
+        stored = await self._sagas.load(saga_id)
+        if stored.problem:
+            raise CorruptLog(stored.problem)
+        graph = await self._definitions.graph(stored.head.definition_hash)
+        state = fold(saga_id, graph, stored.entries)
+        if state.course.ended:
+            raise WrongState(
+                f'Saga "{saga_id}" has ended ({state.course.value}) and cannot be started. Submit it under another id.'
+            )
+        if state.course is not Course.CREATED:
+            raise WrongState(f'Saga "{saga_id}" has been started already.')
+        first_sequence = state.next_sequence
+        state.apply(StartRequested())
+        session = self._session
+        first = self._first_step(state) if session is not None else None
+        summary = summary_of(stored.head, state.course, ())
+        for attempt in (session, None):
+            owner = None if attempt is None else Ownership(self._settings.name, attempt.lease)
+            records: tuple[Record, ...] = (StartRequested(),)
+            written = records if owner is None or first is None else records + first.records
+            try:
+                epoch = await self._sagas.start(saga_id, first_sequence, written, summary, owner, give_up)
+            except LeaseNotFound:
+                continue
+            if epoch is not None and attempt is not None:
+                self._adopt(attempt, stored.head, state, epoch, first)
+            return
+
+    def _first_step(self, state: SagaState) -> Ready | None:
+        """The step that can share the transaction that starts a saga. None when it would end it there and then."""
+        ready = decide(state, [Begin()], self._directory.offered)
+        return None if any(isinstance(record, Done) for record in ready.records) else ready
+
+    def _adopt(self, session: Session, head: SagaHead, state: SagaState, epoch: Epoch, first: Ready | None) -> None:
+        """Drives a saga that was created with us as its owner."""
+        if self._session is not session:
+            return  # it went with the session
+        state.epoch, state.owner = epoch, self._settings.name
+        driver = SagaDriver(head, state, epoch, self)
+        self.drivers[head.saga_id] = driver
+        if first is None:
+            driver.post(Begin())
+            return
+        for record in first.records:
+            state.apply(record)
+        driver.run_effects(first)
+        driver.offers_changed()  # they may have, since the step was decided
+
+    async def _claim(self, saga_ids: Sequence[SagaId]) -> None:
+        session = self._session
+        wanted = [s for s in saga_ids if s not in self.drivers and s not in self.unreadable]
+        if session is None or not wanted:
+            return
+        try:
+            claimed = await self._sagas.claim(wanted, Ownership(self._settings.name, session.lease), self._give_up(session))
+        except KvError as error:
+            _log.warning("Could not claim %d sagas; the sweep will see to them: %s", len(wanted), error)
+            return
+        for one in claimed.values():
+            await self._take_over(session, one)
+        if claimed:
+            _log.info('SEC node "%s" took over %d sagas.', self._settings.name, len(claimed))
+
+    async def _take_over(self, session: Session, claimed: Claimed) -> None:
+        head = claimed.saga.head
+        try:
+            if claimed.saga.problem:
+                raise CorruptLog(claimed.saga.problem)
+            graph = await self._definitions.graph(head.definition_hash)
+            state = fold(head.saga_id, graph, claimed.saga.entries)
+        except CorruptLog as error:
+            await self._cannot_read(session, head, claimed.epoch, str(error))
+            return
+        except KvError as error:
+            _log.warning('The definition of saga "%s" could not be read; giving the saga up: %s', head.saga_id, error)
+            await self._sagas.release([(head.saga_id, claimed.epoch)], self._give_up(session))
+            return
+        if self._session is session:
+            driver = SagaDriver(head, state, claimed.epoch, self)
+            self.drivers[head.saga_id] = driver
+            driver.post(TakenOver(claimed.epoch, self._settings.name))
+
+    async def _cannot_read(self, session: Session, head: SagaHead, epoch: Epoch, reason: str) -> None:
+        _log.error('SEC node "%s" cannot run saga "%s": %s', self._settings.name, head.saga_id, reason)
+        if self._session is session:
+            self.unreadable[head.saga_id] = reason
+        summary = unreadable_summary(head, reason, wall_clock_us())
+        try:
+            await self._sagas.update_summary(head.saga_id, epoch, summary, self._give_up(session))
+        except (KvError, Fenced) as error:
+            _log.warning('It could not be noted that saga "%s" cannot be read: %s', head.saga_id, error)
+
+    @staticmethod
+    def _give_up(session: Session) -> GiveUp:
+        return lambda: not session.alive()
+
+    def _offers_changed(self) -> None:
+        for driver in list(self.drivers.values()):
+            driver.offers_changed()
+
+    # the drivers' host
+
+    @property
+    def sec_node(self) -> SecNodeName:
+        return self._settings.name
+
+    @property
+    def offered(self) -> frozenset[str]:
+        return self._directory.offered
+
+    def may_dispatch(self) -> bool:
+        return self._session is not None and self._session.alive()
+
+    def draw(self) -> float:
+        return self._rng.random()
+
+    def at_most(self, events: list[Event]) -> int:
+        """Bounded so that what they bring fits into a transaction, with the records that follow from them."""
+        limits, size = self._settings.limits, 0
+        for count, event in enumerate(events[: limits.records_per_append]):
+            size += _payload_bytes(event)
+            if size > limits.payload_bytes_per_append and count:
+                return count
+        return min(len(events), limits.records_per_append)
+
+    async def append(self, driver: SagaDriver, ready: Ready) -> None:
+        session = self._session
+        if session is None:
+            raise Fenced(f'SEC node "{self._settings.name}" has no session: saga "{driver.saga_id}" is not its own any more.')
+        state = driver.state
+        changed = ready.course is not state.course or ready.mishaps != state.mishaps
+        summary = summary_of(driver.head, ready.course, ready.mishaps, now_us=wall_clock_us()) if changed else None
+        await self._sagas.append(
+            driver.saga_id,
+            driver.epoch,
+            state.next_sequence,
+            ready.records,
+            summary=summary,
+            ended=ready.course.ended,
+            give_up=self._give_up(session),
+        )
+
+    async def wait_for_server(self, action: str) -> None:
+        await self._directory.wait_for(action)
+
+    async def call(self, call: Call) -> Answer:
+        return await self._directory.call(call)
+
+    async def still_owned(self, driver: SagaDriver) -> bool:
+        return await self._sagas.owns(driver.saga_id, driver.epoch)
+
+    def ended(self, driver: SagaDriver) -> None:
+        self._forget(driver)
+
+    def lost(self, driver: SagaDriver, reason: str) -> None:
+        self._forget(driver)
+        _log.warning('SEC node "%s" let go of a saga. %s', self._settings.name, reason)
+
+    def broken(self, driver: SagaDriver, reason: str) -> None:
+        """A fault of ours must not turn into a loop of takeovers: the saga stays where it is, and is shown as one that cannot be run."""
+        self._forget(driver)
+        if self._session is not None:
+            task = asyncio.get_running_loop().create_task(self._cannot_read(self._session, driver.head, driver.epoch, reason))
+            self._notes.add(task)
+            task.add_done_callback(self._notes.discard)
+
+    def _forget(self, driver: SagaDriver) -> None:
+        if self.drivers.get(driver.saga_id) is driver:
+            del self.drivers[driver.saga_id]
+
+
+def _payload_bytes(event: Event) -> int:
+    match event:
+        case DoAnswered(_, Fault(data=data)) | UndoAnswered(_, Fault(data=data)) | AnswerMissing(error=Fault(data=data)):
+            return 16_384 + (len(data.data) if data is not None else 0)
+        case DoAnswered(_, result) if not isinstance(result, Fault):
+            return len(result.data)
+        case _:
+            return 0

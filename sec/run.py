@@ -1,0 +1,78 @@
+"""Puts an SEC node together and runs it: the composition root."""
+
+import asyncio
+import logging
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from sec import __version__
+from sec.api.server import ApiServer, TlsFiles
+from sec.node.node import SecNode
+from sec.node.settings import Settings
+from sec.store.etcd import EtcdConfig, EtcdKv, known_defect
+from sec.store.kv import KvError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """All that a process needs to be an SEC node."""
+
+    settings: Settings
+    etcd: EtcdConfig
+    tls: TlsFiles | None = None
+    action_server_ca: Path | None = None
+    """With it action servers are called over TLS, and must show a certificate signed by it."""
+    action_server_cert: TlsFiles | None = None
+    """Our certificate, where action servers ask for one."""
+
+    def action_server_credentials(self) -> grpc.ChannelCredentials | None:
+        if self.action_server_ca is None:
+            return None
+        ours = self.action_server_cert
+        key, cert = (ours.key.read_bytes(), ours.cert.read_bytes()) if ours is not None else (None, None)
+        return grpc.ssl_channel_credentials(self.action_server_ca.read_bytes(), key, cert)
+
+
+async def run_node(config: NodeConfig) -> None:
+    """Runs an SEC node until SIGTERM or SIGINT, then hands its sagas over. Raises `CannotListen` and `InvalidSettings`."""
+    kv = EtcdKv(config.etcd)
+    try:
+        node = SecNode(config.settings, kv, random.Random(), config.action_server_credentials())
+        server = ApiServer(node, config.tls)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, node.stop)
+        await server.start()
+        _log.info('SEC node "%s" %s serves on %s.', config.settings.name, __version__, config.settings.advertised)
+        background = [asyncio.create_task(server.run_health()), asyncio.create_task(_warn_of_defects(kv))]
+        try:
+            await node.run()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await server.stop(config.settings.stop_grace_s)
+        _log.info('SEC node "%s" has stopped.', config.settings.name)
+    finally:
+        await kv.aclose()
+
+
+async def _warn_of_defects(kv: EtcdKv) -> None:
+    """Says so when etcd is of a version that can lose data."""
+    while True:
+        try:
+            version = await kv.server_version()
+        except KvError as error:
+            _log.warning("etcd cannot be reached: %s", error)
+            await asyncio.sleep(2.0)
+            continue
+        defect = known_defect(version)
+        if defect is not None:
+            _log.warning(defect)
+        return

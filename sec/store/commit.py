@@ -1,0 +1,137 @@
+"""Group commit: many small transactions, one for each saga, travel nested in one.
+
+While transactions are in flight the next one fills; nothing waits for a timer, so that a saga alone in the cluster pays no delay. Each small
+transaction succeeds or fails by its own compares: one fenced saga does not fail its neighbours.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, replace
+
+from sec.store.kv import MAX_TXN_BYTES, MAX_TXN_OPS, Delete, Get, Kv, KvError, KvRefused, LeaseNotFound, Put, Txn, TxnResult
+
+MAX_OPS_PER_SAGA = 12
+"""The most operations or compares that one small transaction has. etcd adds the levels of nesting up."""
+MAX_SAGAS = MAX_TXN_OPS - MAX_OPS_PER_SAGA
+MAX_BYTES = MAX_TXN_BYTES - 64 * 1024
+"""What is left after framing."""
+IN_FLIGHT = 4
+"""Transactions under way at once: enough to keep etcd's disk busy; more only make each of them smaller."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    saga_id: str
+    txn: Txn
+    size: int
+    answer: "asyncio.Future[TxnResult]"
+
+
+class GroupCommit:
+    """Bundles transactions. Use one for each connection to the store; `close` it at the end."""
+
+    def __init__(self, kv: Kv, *, timeout_s: float) -> None:
+        self._kv = kv
+        self._timeout_s = timeout_s
+        self._waiting: deque[_Waiting] = deque()
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._fill_scheduled = False
+
+    @property
+    def depth(self) -> int:
+        """Transactions that wait for a place."""
+        return len(self._waiting)
+
+    async def commit(self, saga_id: str, txn: Txn) -> TxnResult:
+        """Carries out a transaction on keys of one saga. Its `revision` is that of the whole bundle.
+
+        Raises what `Kv.txn` raises. When the caller is cancelled the transaction may still be carried out.
+        """
+        assert max(len(txn.compares), len(txn.then), len(txn.otherwise)) <= MAX_OPS_PER_SAGA
+        answer: asyncio.Future[TxnResult] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(saga_id, txn, _size(txn), answer))
+        self._schedule()
+        return await answer
+
+    async def close(self) -> None:
+        """Waits for what is in flight. Call it when nobody commits any more."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    def _schedule(self) -> None:
+        """Lets all that happens in this turn of the event loop share a transaction."""
+        if not self._fill_scheduled and self._waiting and len(self._in_flight) < IN_FLIGHT:
+            self._fill_scheduled = True
+            asyncio.get_running_loop().call_soon(self._fill)
+
+    def _fill(self) -> None:
+        self._fill_scheduled = False
+        bundle: dict[str, _Waiting] = {}
+        put_back: list[_Waiting] = []
+        size = 0
+        while self._waiting and len(bundle) < MAX_SAGAS:
+            waiting = self._waiting.popleft()
+            if waiting.saga_id in bundle:  # etcd refuses a transaction that writes a key twice
+                put_back.append(waiting)
+            elif bundle and size + waiting.size > MAX_BYTES:
+                put_back.append(waiting)
+                break
+            else:
+                bundle[waiting.saga_id] = waiting
+                size += waiting.size
+        self._waiting.extendleft(reversed(put_back))
+        if bundle:
+            task = asyncio.get_running_loop().create_task(self._run(list(bundle.values())))
+            self._in_flight.add(task)
+            task.add_done_callback(self._landed)
+        self._schedule()
+
+    def _landed(self, task: "asyncio.Task[None]") -> None:
+        self._in_flight.discard(task)
+        self._schedule()
+
+    async def _run(self, bundle: list[_Waiting]) -> None:
+        try:
+            result = await self._kv.txn(Txn(then=[w.txn for w in bundle]), timeout_s=self._timeout_s)
+        except (KvRefused, LeaseNotFound) as error:
+            if len(bundle) == 1:
+                _fail(bundle, error)
+            else:  # one of them is not acceptable, and nothing was written: find out which
+                for waiting in bundle:
+                    await self._run([waiting])
+        except KvError as error:
+            _fail(bundle, error)
+        except BaseException as error:
+            _fail(bundle, error)
+            raise
+        else:
+            for waiting, answer in zip(bundle, result.results, strict=True):
+                assert isinstance(answer, TxnResult)
+                if not waiting.answer.done():
+                    waiting.answer.set_result(replace(answer, revision=result.revision))
+
+
+def _fail(bundle: list[_Waiting], error: BaseException) -> None:
+    for waiting in bundle:
+        if waiting.answer.done():
+            continue
+        if isinstance(error, Exception):
+            waiting.answer.set_exception(error)
+        else:
+            waiting.answer.cancel()
+
+
+def _size(txn: Txn) -> int:
+    """About how many bytes a transaction is on the wire."""
+    size = 16
+    for compare in txn.compares:
+        size += len(compare.key) + 24
+    for op in (*txn.then, *txn.otherwise):
+        match op:
+            case Put(key, value):
+                size += len(key) + len(value) + 24
+            case Get(key) | Delete(key):
+                size += len(key) + 24
+            case Txn():
+                size += _size(op)
+    return size

@@ -1,0 +1,62 @@
+"""Definitions in the store, by the hash of their content. Stored once, compiled once by each SEC node, shared by all sagas made from them."""
+
+from collections import OrderedDict
+
+from sec_model import Definition, Graph, compile_graph
+from sec_model.codec import definition_bytes, definition_from_proto, definition_hash
+from sec_protos.v1 import definition_pb2
+
+from sec.core.errors import CorruptLog
+from sec.store.keys import Keys
+from sec.store.kv import Get, Kv, Put, Txn, absent
+
+MAX_CACHED = 1_000
+"""Graphs kept; those of sagas that run are held by these anyway."""
+
+
+class DefinitionStore:
+    """Reads and writes definitions, with a cache of compiled graphs."""
+
+    def __init__(self, kv: Kv, keys: Keys) -> None:
+        self._kv = kv
+        self._keys = keys
+        self._graphs: OrderedDict[str, Graph] = OrderedDict()
+
+    async def put(self, definition: Definition, graph: Graph) -> str:
+        """Stores a checked definition unless it is there; returns its hash. Doing it twice is harmless, so a lost answer is too:
+        raises `KvError` of any kind, and the caller may try again."""
+        data = definition_bytes(definition)
+        digest = definition_hash(data)
+        if digest not in self._graphs:
+            key = self._keys.definition(digest)
+            await self._kv.txn(Txn([absent(key)], [Put(key, data)]))
+            self._remember(digest, graph)
+        return digest
+
+    async def graph(self, digest: str) -> Graph:
+        """The graph of a stored definition. Raises `CorruptLog` when it is missing or cannot be read."""
+        cached = self._graphs.get(digest)
+        if cached is not None:
+            self._graphs.move_to_end(digest)
+            return cached
+        result = await self._kv.get(Get(self._keys.definition(digest)))
+        if not result.items:
+            raise CorruptLog(f"The definition {digest} is not in the store.")
+        data = result.items[0].value
+        if definition_hash(data) != digest:
+            raise CorruptLog(f"The definition {digest} in the store is damaged: its content has another hash.")
+        try:
+            graph = compile_graph(definition_from_proto(definition_pb2.SagaDefinition.FromString(data)))
+        except ValueError as error:
+            raise CorruptLog(f"The definition {digest} in the store breaks a rule of this version: {error}") from error
+        self._remember(digest, graph)
+        return graph
+
+    def forget(self, digest: str) -> None:
+        """Drops a definition from the cache: the store turned out not to have it."""
+        self._graphs.pop(digest, None)
+
+    def _remember(self, digest: str, graph: Graph) -> None:
+        self._graphs[digest] = graph
+        while len(self._graphs) > MAX_CACHED:
+            self._graphs.popitem(last=False)

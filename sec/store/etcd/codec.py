@@ -1,0 +1,117 @@
+"""The port's values to etcd's messages and back. No I/O, no decisions."""
+
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+from aetcd import rpc
+
+from sec.store.kv import (
+    Compare,
+    Delete,
+    DeleteResult,
+    Event,
+    EventKind,
+    Get,
+    GetResult,
+    KeyValue,
+    LeaseId,
+    Op,
+    OpResult,
+    Put,
+    PutResult,
+    Relation,
+    Revision,
+    Target,
+    Txn,
+    TxnResult,
+)
+
+_RELATIONS = {
+    Relation.EQUAL: rpc.Compare.EQUAL,
+    Relation.NOT_EQUAL: rpc.Compare.NOT_EQUAL,
+    Relation.GREATER: rpc.Compare.GREATER,
+    Relation.LESS: rpc.Compare.LESS,
+}
+_TARGETS = {
+    Target.VERSION: (rpc.Compare.VERSION, "version"),
+    Target.CREATE: (rpc.Compare.CREATE, "create_revision"),
+    Target.MOD: (rpc.Compare.MOD, "mod_revision"),
+    Target.VALUE: (rpc.Compare.VALUE, "value"),
+}
+
+
+def range_request(get: Get, *, revision: Revision | None = None, serializable: bool = False) -> Any:
+    return rpc.RangeRequest(
+        key=get.key,
+        range_end=get.range_end,
+        limit=get.limit,
+        keys_only=get.keys_only,
+        revision=revision or 0,
+        serializable=serializable,
+    )
+
+
+def txn_request(txn: Txn) -> Any:
+    return rpc.TxnRequest(
+        compare=[_compare(compare) for compare in txn.compares],
+        success=[_request_op(op) for op in txn.then],
+        failure=[_request_op(op) for op in txn.otherwise],
+    )
+
+
+def _compare(compare: Compare) -> Any:
+    target, field = _TARGETS[compare.target]
+    return rpc.Compare(key=compare.key, target=target, result=_RELATIONS[compare.relation], **{field: compare.operand})
+
+
+def _request_op(op: Op) -> Any:
+    match op:
+        case Put():
+            return rpc.RequestOp(request_put=rpc.PutRequest(key=op.key, value=op.value, lease=op.lease))
+        case Get():
+            return rpc.RequestOp(request_range=range_request(op))
+        case Delete():
+            return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=op.key, range_end=op.range_end))
+        case Txn():
+            return rpc.RequestOp(request_txn=txn_request(op))
+        case _:
+            assert_never(op)
+
+
+def txn_result(txn: Txn, answer: Any) -> TxnResult:
+    return _txn_result(txn, answer, Revision(answer.header.revision))
+
+
+def _txn_result(txn: Txn, answer: Any, revision: Revision) -> TxnResult:
+    # etcd fills in the revision of the outermost transaction only; the nested ones happen at the same.
+    ops: Sequence[Op] = txn.then if answer.succeeded else txn.otherwise
+    results = tuple(_op_result(op, response, revision) for op, response in zip(ops, answer.responses, strict=True))
+    return TxnResult(answer.succeeded, revision, results)
+
+
+def _op_result(op: Op, response: Any, revision: Revision) -> OpResult:
+    match op:
+        case Put():
+            return PutResult(Revision(response.response_put.header.revision))
+        case Get():
+            return get_result(response.response_range)
+        case Delete():
+            answer = response.response_delete_range
+            return DeleteResult(Revision(answer.header.revision), answer.deleted)
+        case Txn():
+            return _txn_result(op, response.response_txn, revision)
+        case _:
+            assert_never(op)
+
+
+def get_result(answer: Any) -> GetResult:
+    return GetResult(tuple(key_value(kv) for kv in answer.kvs), answer.more, answer.count, Revision(answer.header.revision))
+
+
+def key_value(kv: Any) -> KeyValue:
+    return KeyValue(kv.key, kv.value, Revision(kv.create_revision), Revision(kv.mod_revision), kv.version, LeaseId(kv.lease))
+
+
+def event(message: Any) -> Event:
+    kind = EventKind.DELETE if message.type == rpc.Event.DELETE else EventKind.PUT
+    return Event(kind, key_value(message.kv), key_value(message.prev_kv) if message.HasField("prev_kv") else None)

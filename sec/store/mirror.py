@@ -1,0 +1,88 @@
+"""A local copy of a range of keys, kept up to date by a watch.
+
+The copy lags by a network round trip: decide with it, never prove with it. What must hold is compared in a transaction.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sec.store.kv import Compacted, EventKind, Get, KeyValue, Kv, KvError, Revision, prefix_end
+
+RETRY_S = 0.5
+"""Pause before the range is read anew after the store could not be reached."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a key. `new` None: it is gone."""
+
+    key: bytes
+    old: KeyValue | None
+    new: KeyValue | None
+
+
+OnChanges = Callable[[Sequence[Change]], None]
+
+
+class Mirror:
+    """Copies the keys under a prefix. `run` it for as long as it is needed; `items` is the copy; `ready` is set once it is there."""
+
+    def __init__(self, kv: Kv, prefix: bytes) -> None:
+        self.prefix = prefix
+        self.items: dict[bytes, KeyValue] = {}
+        self.ready = asyncio.Event()
+        self._kv = kv
+        self._listeners: list[OnChanges] = []
+
+    def subscribe(self, listener: OnChanges) -> Callable[[], None]:
+        """Calls the listener with the changes of each revision after they are in `items`. Returns what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def run(self) -> None:
+        """Keeps the copy until it is cancelled. A store that is away is waited for: the copy is then old, but stays."""
+        while True:
+            try:
+                revision = await self._read()
+                self.ready.set()
+                await self._follow(Revision(revision + 1))
+            except Compacted:
+                _log.info("The watch of %s fell behind what the store keeps; reading it anew.", self.prefix.decode())
+            except KvError as error:
+                _log.warning("Lost sight of %s, trying again: %s", self.prefix.decode(), error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _read(self) -> Revision:
+        result = await self._kv.get(Get(self.prefix, prefix_end(self.prefix)))
+        fresh = {item.key: item for item in result.items}
+        changes = [Change(key, old, None) for key, old in self.items.items() if key not in fresh]
+        for key, item in fresh.items():
+            old = self.items.get(key)
+            if old is None or old.mod_revision != item.mod_revision:
+                changes.append(Change(key, old, item))
+        self.items = fresh
+        self._tell(changes)
+        return result.revision
+
+    async def _follow(self, start: Revision) -> None:
+        async for batch in self._kv.watch(self.prefix, prefix_end(self.prefix), start=start):
+            changes = []
+            for event in batch.events:
+                key = event.item.key
+                old = self.items.get(key)
+                if event.kind is EventKind.PUT:
+                    self.items[key] = event.item
+                    changes.append(Change(key, old, event.item))
+                else:
+                    self.items.pop(key, None)
+                    changes.append(Change(key, old, None))
+            self._tell(changes)
+
+    def _tell(self, changes: Sequence[Change]) -> None:
+        if changes:
+            for listener in list(self._listeners):
+                listener(changes)

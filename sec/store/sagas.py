@@ -1,0 +1,345 @@
+"""Sagas in the store: submit, start, append, claim, release, read.
+
+Every write is one transaction on keys of one saga, fenced by the owner key's create revision and by the absence of the log key that it
+creates. A write whose answer was lost is simply sent again: the second answer tells, by what stands in the log, whether the first one
+landed. Nothing is guessed.
+
+All methods may raise `KvUnavailable` (not done), `Indeterminate` (perhaps done, after `give_up` said to stop asking) and `KvRefused`.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+from sec_model import Payload
+from sec_model.codec import payload_from_proto, payload_to_proto
+from sec_protos.storage.v1 import storage_pb2
+from sec_protos.v1 import coordinator_pb2
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+
+from sec.codec import batch_to_bytes, entries_from_bytes
+from sec.core.errors import CorruptLog
+from sec.core.records import Epoch, LogEntry, Record, SagaId, SecNodeName
+from sec.store.commit import GroupCommit
+from sec.store.errors import Fenced, SagaExists, SagaNotFound, WrongState
+from sec.store.keys import Keys, last_segment
+from sec.store.kv import (
+    Compare,
+    Delete,
+    Get,
+    GetResult,
+    Indeterminate,
+    KeyValue,
+    Kv,
+    KvUnavailable,
+    LeaseId,
+    Op,
+    Put,
+    Revision,
+    Txn,
+    TxnResult,
+    absent,
+    created_at,
+    exists,
+    prefix_end,
+)
+
+Summary = coordinator_pb2.SagaSummary
+GiveUp = Callable[[], bool]
+"""Says that it is no use to try any longer: the session is gone, the caller's deadline has passed."""
+
+RETRY_MAX_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SagaHead:
+    """What a saga was submitted with."""
+
+    saga_id: SagaId
+    uid: str
+    name: str
+    definition_hash: str
+    params: Payload
+    labels: dict[str, str]
+    created_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who takes a saga: an SEC node, by its session's lease."""
+
+    sec_node: SecNodeName
+    lease: LeaseId
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`created` False: the same saga was there before. `epoch` is set when it was created with an owner."""
+
+    created: bool
+    epoch: Epoch | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSaga:
+    """A saga as the store has it at one revision. `owner` is empty when nobody owns it. `problem` is set when its log cannot be read;
+    the entries are then those before the damage."""
+
+    head: SagaHead
+    entries: tuple[LogEntry, ...]
+    owner: SecNodeName
+    revision: Revision
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A saga that is ours from `epoch` on."""
+
+    epoch: Epoch
+    saga: StoredSaga
+
+
+class SagaStore:
+    """Sagas under the keys of one cluster, written by one SEC node."""
+
+    def __init__(self, kv: Kv, keys: Keys, commits: GroupCommit, sec_node: SecNodeName, clock_us: Callable[[], int]) -> None:
+        self._kv = kv
+        self._keys = keys
+        self._commits = commits
+        self._sec_node = sec_node
+        self._clock_us = clock_us
+
+    async def submit(
+        self,
+        head: SagaHead,
+        records: tuple[Record, ...],
+        summary: Summary,
+        owner: Ownership | None,
+        *,
+        started: bool,
+        give_up: GiveUp,
+    ) -> Submitted:
+        """Creates a saga with its first records; with an `owner` it is owned from the same transaction on. Idempotent.
+
+        Raises `SagaExists` when the id stands for another saga. The definition must have been stored.
+        """
+        keys, saga_id = self._keys, head.saga_id
+        then: list[Op] = [
+            Put(keys.saga(saga_id), _head_to_bytes(head)),
+            Put(keys.log_batch(saga_id, 1), batch_to_bytes(Epoch(0), self._sec_node, self._clock_us(), records)),
+            Put(keys.active(saga_id) if started else keys.created(saga_id), summary.SerializeToString()),
+        ]
+        if owner is not None:
+            then.append(Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease))
+        txn = Txn(
+            [absent(keys.saga(saga_id)), exists(keys.definition(head.definition_hash))],
+            then,
+            [Get(keys.saga(saga_id))],
+        )
+        result = await self._commit(saga_id, txn, give_up)
+        if result.succeeded:
+            return Submitted(True, Epoch(result.revision) if owner else None)
+        item = _only(result.results[0])
+        if item is None:
+            raise WrongState(
+                f'Saga "{saga_id}" was not stored: its definition {head.definition_hash} is not in the store. Submit it again.'
+            )
+        present = _head_from_bytes(item.value)
+        if present.uid == head.uid:  # an earlier try of ours landed
+            return Submitted(True, Epoch(item.create_revision) if owner else None)
+        if (present.definition_hash, present.params, present.labels) != (head.definition_hash, head.params, head.labels):
+            raise SagaExists(f'Saga "{saga_id}" exists with another definition, other params or other labels. Choose another id.')
+        return Submitted(False, None)
+
+    async def start(
+        self,
+        saga_id: SagaId,
+        first_sequence: int,
+        records: tuple[Record, ...],
+        summary: Summary,
+        owner: Ownership | None,
+        give_up: GiveUp,
+    ) -> Epoch | None:
+        """Starts a saga that was created and not started; with an `owner` it is owned from the same transaction on, in the epoch answered.
+
+        Raises `WrongState` when somebody else has started it meanwhile.
+        """
+        keys = self._keys
+        log_key = keys.log_batch(saga_id, first_sequence)
+        batch = batch_to_bytes(Epoch(0), self._sec_node, self._clock_us(), records)
+        then: list[Op] = [
+            Put(log_key, batch),
+            Delete(keys.created(saga_id)),
+            Put(keys.active(saga_id), summary.SerializeToString()),
+        ]
+        if owner is not None:
+            then.append(Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease))
+        txn = Txn([exists(keys.created(saga_id)), absent(log_key)], then, [Get(log_key)])
+        result = await self._commit(saga_id, txn, give_up)
+        if result.succeeded:
+            return Epoch(result.revision) if owner else None
+        item = _only(result.results[0])
+        if item is None or item.value != batch:
+            raise WrongState(f'Saga "{saga_id}" has been started already.')
+        return Epoch(item.create_revision) if owner else None
+
+    async def append(
+        self,
+        saga_id: SagaId,
+        epoch: Epoch,
+        first_sequence: int,
+        records: tuple[Record, ...],
+        *,
+        summary: Summary | None,
+        ended: bool,
+        give_up: GiveUp,
+    ) -> None:
+        """Appends records to the log of a saga that we own. `summary` is what lists show from now on, when that changes.
+
+        With `ended` the saga goes from the active ones to those that ended, and its owner key goes too. Raises `Fenced`.
+        """
+        keys = self._keys
+        log_key = keys.log_batch(saga_id, first_sequence)
+        batch = batch_to_bytes(epoch, self._sec_node, self._clock_us(), records)
+        then: list[Op] = [Put(log_key, batch)]
+        if ended:
+            assert summary is not None, "an ended saga needs its last summary"
+            then += [
+                Put(keys.ended(saga_id), summary.SerializeToString()),
+                Delete(keys.active(saga_id)),
+                Delete(keys.owner(saga_id)),
+            ]
+        elif summary is not None:
+            then.append(Put(keys.active(saga_id), summary.SerializeToString()))
+        txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then, [Get(log_key), Get(keys.owner(saga_id))])
+        result = await self._commit(saga_id, txn, give_up)
+        if result.succeeded:
+            return
+        present = _only(result.results[0])
+        if present is not None and present.value == batch:  # an earlier try of ours landed
+            return
+        raise Fenced(
+            f'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(result.results[1])}.'
+        )
+
+    async def update_summary(self, saga_id: SagaId, epoch: Epoch, summary: Summary, give_up: GiveUp) -> None:
+        """Writes what lists show of an active saga that we own. Raises `Fenced`."""
+        txn = Txn([self._owned(saga_id, epoch)], [Put(self._keys.active(saga_id), summary.SerializeToString())])
+        if not (await self._commit(saga_id, txn, give_up)).succeeded:
+            raise Fenced(f'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}.')
+
+    async def claim(self, saga_ids: Sequence[SagaId], owner: Ownership, give_up: GiveUp) -> dict[SagaId, Claimed]:
+        """Takes active sagas that nobody owns. Those that were taken first by somebody else, or have ended, are not in the answer."""
+        answers = await asyncio.gather(*(self._claim(saga_id, owner, give_up) for saga_id in saga_ids))
+        return {saga_id: claimed for saga_id, claimed in zip(saga_ids, answers, strict=True) if claimed is not None}
+
+    async def _claim(self, saga_id: SagaId, owner: Ownership, give_up: GiveUp) -> Claimed | None:
+        keys = self._keys
+        put = Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease)
+        reads: list[Op] = self._reads(saga_id)
+        txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], reads)
+        result = await self._commit(saga_id, txn, give_up)
+        if result.succeeded:
+            return Claimed(Epoch(result.revision), self._stored(saga_id, result.results, result.revision))
+        item = _only(result.results[2])
+        if item is not None and item.lease == owner.lease:  # an earlier try of ours landed
+            return Claimed(Epoch(item.create_revision), self._stored(saga_id, result.results, result.revision))
+        return None
+
+    async def release(self, sagas: Sequence[tuple[SagaId, Epoch]], give_up: GiveUp) -> None:
+        """Gives up sagas, so that others can claim them at once. Those that we no longer own are left alone."""
+        await asyncio.gather(
+            *(
+                self._commit(saga_id, Txn([self._owned(saga_id, epoch)], [Delete(self._keys.owner(saga_id))]), give_up)
+                for saga_id, epoch in sagas
+            )
+        )
+
+    async def owns(self, saga_id: SagaId, epoch: Epoch) -> bool:
+        """Whether the owner key is still the one of this epoch."""
+        item = _only(await self._kv.get(Get(self._keys.owner(saga_id))))
+        return item is not None and Epoch(item.create_revision) == epoch
+
+    async def load(self, saga_id: SagaId) -> StoredSaga:
+        """A saga with its log, at one revision, linearizably. Raises `SagaNotFound`."""
+        result = await self._kv.txn(Txn(then=self._reads(saga_id)))
+        return self._stored(saga_id, result.results, result.revision)
+
+    def _reads(self, saga_id: SagaId) -> list[Op]:
+        log = self._keys.log(saga_id)
+        return [Get(self._keys.saga(saga_id)), Get(log, prefix_end(log)), Get(self._keys.owner(saga_id))]
+
+    def _stored(self, saga_id: SagaId, results: Sequence[object], revision: Revision) -> StoredSaga:
+        head_item, log, owner_item = _only(results[0]), results[1], _only(results[2])
+        if head_item is None:
+            raise SagaNotFound(f'There is no saga "{saga_id}". See "secctl saga list".')
+        assert isinstance(log, GetResult)
+        entries: list[LogEntry] = []
+        problem = ""
+        for item in log.items:
+            try:
+                entries += entries_from_bytes(item.value, int(last_segment(item.key), 16), item.create_revision)
+            except CorruptLog as error:
+                problem = f'The log of saga "{saga_id}" cannot be read. {error}'
+                break
+        owner = SecNodeName(owner_item.value.decode()) if owner_item is not None else SecNodeName("")
+        return StoredSaga(_head_from_bytes(head_item.value), tuple(entries), owner, revision, problem)
+
+    def _owned(self, saga_id: SagaId, epoch: Epoch) -> Compare:
+        return created_at(self._keys.owner(saga_id), epoch)
+
+    async def _commit(self, saga_id: SagaId, txn: Txn, give_up: GiveUp) -> TxnResult:
+        """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module."""
+
+        def stop(_: RetryCallState) -> bool:
+            return give_up()
+
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type((KvUnavailable, Indeterminate)),
+            wait=wait_exponential(multiplier=0.02, max=RETRY_MAX_PAUSE_S),
+            stop=stop,
+            reraise=True,
+        ):
+            with attempt:
+                return await self._commits.commit(saga_id, txn)
+        raise AssertionError("the loop above returns or raises")
+
+
+def _only(result: object) -> KeyValue | None:
+    assert isinstance(result, GetResult)
+    return result.items[0] if result.items else None
+
+
+def _owner_text(result: object) -> str:
+    item = _only(result)
+    return "nobody owns it" if item is None else f'"{item.value.decode()}" owns it in epoch {item.create_revision}'
+
+
+def _head_to_bytes(head: SagaHead) -> bytes:
+    return storage_pb2.StoredSaga(
+        saga_id=head.saga_id,
+        uid=head.uid,
+        name=head.name,
+        definition_hash=head.definition_hash,
+        params=payload_to_proto(head.params),
+        labels=head.labels,
+        created_us=head.created_us,
+    ).SerializeToString(deterministic=True)
+
+
+def _head_from_bytes(data: bytes) -> SagaHead:
+    try:
+        stored = storage_pb2.StoredSaga.FromString(data)
+    except DecodeError as error:
+        raise CorruptLog(f"What a saga was submitted with cannot be read: {error}") from error
+    return SagaHead(
+        SagaId(stored.saga_id),
+        stored.uid,
+        stored.name,
+        stored.definition_hash,
+        payload_from_proto(stored.params),
+        dict(stored.labels),
+        stored.created_us,
+    )

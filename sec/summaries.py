@@ -1,0 +1,62 @@
+"""What lists show of a saga: built by its owner when the saga changes course, and by whoever reads its log."""
+
+from collections.abc import Mapping
+
+from sec_protos.v1 import coordinator_pb2
+
+from sec.codec import PHASE_TO_PROTO, fault_to_proto
+from sec.core.records import Phase
+from sec.core.state import Mishap
+from sec.core.transitions import Course
+from sec.store.sagas import SagaHead
+
+Summary = coordinator_pb2.SagaSummary
+
+STATE_OF_COURSE = {
+    Course.NONEXISTENT: coordinator_pb2.SAGA_STATE_UNSPECIFIED,
+    Course.CREATED: coordinator_pb2.SAGA_STATE_CREATED,
+    Course.RUNNING: coordinator_pb2.SAGA_STATE_RUNNING,
+    Course.UNWINDING: coordinator_pb2.SAGA_STATE_UNWINDING,
+    Course.STUCK: coordinator_pb2.SAGA_STATE_STUCK,
+    Course.DONE: coordinator_pb2.SAGA_STATE_DONE,
+    Course.UNDONE: coordinator_pb2.SAGA_STATE_UNDONE,
+}
+
+
+def summary_of(
+    head: SagaHead, course: Course, mishaps: tuple[Mishap, ...], *, now_us: int = 0, times_us: Mapping[int, int] | None = None
+) -> Summary:
+    """The summary of a saga. `now_us` becomes the time of its end, if it has ended, and of mishaps whose time `times_us` (by sequence
+    number) does not tell."""
+    mishap = _foremost(course, mishaps)
+    return Summary(
+        saga_id=head.saga_id,
+        name=head.name,
+        state=STATE_OF_COURSE[course],
+        labels=head.labels,
+        created_us=head.created_us,
+        ended_us=now_us if course.ended else 0,
+        error=None if mishap is None else node_error(mishap, (times_us or {}).get(mishap.sequence, now_us)),
+    )
+
+
+def unreadable_summary(head: SagaHead, reason: str, now_us: int) -> Summary:
+    """The summary of a saga whose log cannot be read."""
+    summary = Summary(saga_id=head.saga_id, name=head.name, labels=head.labels, created_us=head.created_us)
+    summary.state = coordinator_pb2.SAGA_STATE_CORRUPT
+    summary.error.error.message = reason
+    summary.error.time_us = now_us
+    return summary
+
+
+def node_error(mishap: Mishap, time_us: int) -> coordinator_pb2.NodeError:
+    return coordinator_pb2.NodeError(
+        node=mishap.node, phase=PHASE_TO_PROTO[mishap.phase], error=fault_to_proto(mishap.error), time_us=time_us
+    )
+
+
+def _foremost(course: Course, mishaps: tuple[Mishap, ...]) -> Mishap | None:
+    """Why it is stuck, while it is; otherwise what went wrong first."""
+    if course is Course.STUCK:
+        return next(m for m in reversed(mishaps) if m.phase is Phase.UNDO)
+    return mishaps[0] if mishaps else None
