@@ -46,6 +46,10 @@ class Coordinator(ClusterCalls):
         super().__init__(node)
         self._settled = SettledWatch(node.live, node.keys)
 
+    def stop_waiting(self) -> None:
+        """Answers all who wait for a saga with what is known now: the node is about to stop."""
+        self._settled.wake_all()
+
     @answered
     async def SubmitSaga(self, request: pb.SubmitSagaRequest, context: Context) -> pb.SubmitSagaResponse:  # noqa: N802 # the contract's name
         limits = self._node.settings.limits

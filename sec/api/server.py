@@ -50,7 +50,8 @@ class ApiServer:
         ]
         self._server = grpc.aio.server(options=options)
         self._health = health.aio.HealthServicer()
-        coordinator_pb2_grpc.add_CoordinatorServicer_to_server(Coordinator(node), self._server)
+        self._coordinator = Coordinator(node)
+        coordinator_pb2_grpc.add_CoordinatorServicer_to_server(self._coordinator, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (COORDINATOR_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -86,4 +87,5 @@ class ApiServer:
     async def stop(self, grace_s: float) -> None:
         """Takes no more calls and lets those under way finish within `grace_s`."""
         await self._health.enter_graceful_shutdown()
+        self._coordinator.stop_waiting()
         await self._server.stop(grace_s)

@@ -37,6 +37,12 @@ class SettledWatch:
         if not events:
             del self._waiting[saga_id]
 
+    def wake_all(self) -> None:
+        """Lets everyone who waits look again: the node is about to stop."""
+        for events in self._waiting.values():
+            for event in events:
+                event.set()
+
     def _live_changed(self, changes: Sequence[Change]) -> None:
         if not self._waiting:
             return

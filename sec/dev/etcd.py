@@ -117,7 +117,6 @@ class _Member:
     process: subprocess.Popen[bytes] | None = None
     log_start: int = 0
     """Where the log of the present process begins."""
-    paused: bool = False
 
     @property
     def log(self) -> Path:
@@ -201,14 +200,15 @@ class EmbeddedEtcd:
         _kill(self._members[member])
 
     def pause(self, member: int = 0) -> None:
-        """SIGSTOP: the member hangs, its connections stay."""
+        """SIGSTOP: the member hangs, its connections stay. Returns when it has stopped; no call that comes later is answered."""
         self._members[member].send(signal.SIGSTOP)
-        self._members[member].paused = True
+        if (pid := self.pid(member)) is not None:
+            # A signal is on its way for a while. WNOWAIT leaves an exit for `Popen` to see.
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self, member: int = 0) -> None:
         """SIGCONT."""
         self._members[member].send(signal.SIGCONT)
-        self._members[member].paused = False
 
     def restart(self, member: int = 0, *, wait: bool = True) -> None:
         """Starts a member again with its data, on its ports (kills it first when it runs).
@@ -338,7 +338,6 @@ class EmbeddedEtcd:
                 env=environment,
                 start_new_session=True,  # the terminal's Ctrl-C is for us: we stop the members in order
             )
-        member.paused = False
 
 
 class _PortTaken(EtcdNotStarted):

@@ -7,8 +7,8 @@ and candidacy live within a session; when it is lost they end at once, and the n
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -85,26 +85,37 @@ class SecNode:
         self._drain_changed.set()
 
     async def run(self) -> None:
-        """Runs the node until `stop`. Then its sagas are handed over and its session is revoked, so that nobody waits for a lease."""
-        async with AsyncExitStack() as stack:
-            stack.push_async_callback(self.commits.close)
-            stack.push_async_callback(self.directory.close)
-            mirrors = (self.live, self.nodes, self.drains, self.registrations)
-            background = [asyncio.create_task(m.run(), name=f"mirror of {m.prefix.decode()}") for m in mirrors]
-            background.append(asyncio.create_task(self.owner.run_claims(), name="claims"))
-            stack.push_async_callback(_cancel, background)
-            stopped = asyncio.create_task(self._stopping.wait())
-            for mirror in mirrors:
-                ready = asyncio.create_task(mirror.ready.wait())
-                await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)
-                ready.cancel()
-            while not self.stopping:
-                try:
-                    await self._one_session()
-                except KvError as error:
-                    _log.warning('SEC node "%s" cannot join the cluster yet: %s', self.settings.name, error)
-                if not self.stopping:
-                    await asyncio.wait([stopped], timeout=REJOIN_PAUSE_S)
+        """Runs the node until `stop`. Then its sagas are handed over and its session is revoked, so that nobody waits for a lease.
+
+        A background duty that fails for a reason nobody thought of ends the node, loudly: the others then take its sagas, which is
+        better than a node that looks alive and has stopped working.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                mirrors = (self.live, self.nodes, self.drains, self.registrations)
+                duties = [group.create_task(m.run(), name=f"mirror of {m.prefix.decode()}") for m in mirrors]
+                duties.append(group.create_task(self.owner.run_claims(), name="claims"))
+                await self._take_part(mirrors)
+                for duty in duties:
+                    duty.cancel()
+        finally:
+            await self.directory.close()
+            await self.commits.close()
+
+    async def _take_part(self, mirrors: Sequence[Mirror]) -> None:
+        """Joins the cluster, again and again, until the node is told to stop."""
+        stopped = asyncio.create_task(self._stopping.wait())
+        for mirror in mirrors:
+            ready = asyncio.create_task(mirror.ready.wait())
+            await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)
+            await _cancel([ready])
+        while not self.stopping:
+            try:
+                await self._one_session()
+            except KvError as error:
+                _log.warning('SEC node "%s" cannot join the cluster yet: %s', self.settings.name, error)
+            if not self.stopping:
+                await asyncio.wait([stopped], timeout=REJOIN_PAUSE_S)
 
     async def _one_session(self) -> None:
         """Joins the cluster and takes part until the session is lost or the node is told to stop."""
@@ -130,8 +141,11 @@ class SecNode:
                         self.owner.attach(session)
                     await self._announce(session, fresh=False)
                     changed = asyncio.create_task(self._drain_changed.wait())
-                    await asyncio.wait([changed, lost], return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait([changed, lost, leader], return_when=asyncio.FIRST_COMPLETED)
                     changed.cancel()
+                    if leader.done():
+                        leader.result()  # it ends with the session, or with a fault of ours
+                        await lost
                 if session.alive():
                     await self._announce(session, fresh=False)
                     await self.owner.hand_over()
@@ -194,7 +208,7 @@ class SecNode:
             self._drain_changed.set()
 
 
-async def _cancel(tasks: Sequence["asyncio.Task[object]"]) -> None:
+async def _cancel(tasks: Iterable["asyncio.Task[Any]"]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

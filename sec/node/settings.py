@@ -57,8 +57,8 @@ class Settings:
     """How often the leader looks for unowned sagas that the watches missed."""
     registration_ttl_s: int = 15
     """How long an action server stays known that does not renew its registration."""
-    stop_grace_s: float = 5.0
-    """How long calls under way may take when the node stops."""
+    stop_grace_s: float = 1.0
+    """How long calls under way may take when the node stops. Watches last for ever: their clients go on at another node."""
     action_servers: tuple[str, ...] = ()
     """Addresses of action servers that do not register themselves."""
     limits: Limits = field(default_factory=Limits)

@@ -83,7 +83,7 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class StoredSaga:
-    """A saga as the store has it at one revision. `owner` is empty when nobody owns it. `problem` is set when its log cannot be read;
+    """A saga as the store has it at one revision. `owner` is empty when nobody owns it. `problem` is set when it cannot be read;
     the entries are then those before the damage."""
 
     head: SagaHead
@@ -265,6 +265,8 @@ class SagaStore:
     async def load(self, saga_id: SagaId) -> StoredSaga:
         """A saga with its log, at one revision, linearizably. Raises `SagaNotFound`."""
         result = await self._kv.txn(Txn(then=self._reads(saga_id)))
+        if _only(result.results[0]) is None:
+            raise SagaNotFound(f'There is no saga "{saga_id}". See "secctl saga list".')
         return self._stored(saga_id, result.results, result.revision)
 
     def _reads(self, saga_id: SagaId) -> list[Op]:
@@ -272,20 +274,22 @@ class SagaStore:
         return [Get(self._keys.saga(saga_id)), Get(log, prefix_end(log)), Get(self._keys.owner(saga_id))]
 
     def _stored(self, saga_id: SagaId, results: Sequence[object], revision: Revision) -> StoredSaga:
+        """What the store has of a saga, be it damaged."""
         head_item, log, owner_item = _only(results[0]), results[1], _only(results[2])
-        if head_item is None:
-            raise SagaNotFound(f'There is no saga "{saga_id}". See "secctl saga list".')
         assert isinstance(log, GetResult)
+        head = SagaHead(saga_id, "", "", "", Payload(), {}, 0)
         entries: list[LogEntry] = []
         problem = ""
-        for item in log.items:
-            try:
+        try:
+            if head_item is None:
+                raise CorruptLog("What it was submitted with is missing.")
+            head = _head_from_bytes(head_item.value)
+            for item in log.items:
                 entries += entries_from_bytes(item.value, int(last_segment(item.key), 16), item.create_revision)
-            except CorruptLog as error:
-                problem = f'The log of saga "{saga_id}" cannot be read. {error}'
-                break
+        except CorruptLog as error:
+            problem = f'Saga "{saga_id}" cannot be read. {error}'
         owner = SecNodeName(owner_item.value.decode()) if owner_item is not None else SecNodeName("")
-        return StoredSaga(_head_from_bytes(head_item.value), tuple(entries), owner, revision, problem)
+        return StoredSaga(head, tuple(entries), owner, revision, problem)
 
     def _owned(self, saga_id: SagaId, epoch: Epoch) -> Compare:
         return created_at(self._keys.owner(saga_id), epoch)
