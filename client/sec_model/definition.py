@@ -59,9 +59,10 @@ class RetryPolicy:
         found = []
         if not 1 <= self.max_attempts <= 1_000_000:
             found.append(f"max_attempts is {self.max_attempts}; it must be between 1 and 1000000")
-        if not 0 <= self.initial_backoff_s <= self.max_backoff_s <= 86_400:
+        # In the contract 0 stands for the default, so that a backoff of 0 cannot be said.
+        if not 0 < self.initial_backoff_s <= self.max_backoff_s <= 86_400:
             found.append(
-                f"the backoff goes from {self.initial_backoff_s} to {self.max_backoff_s} seconds; it must grow, and stay between 0 and 86400"
+                f"the backoff goes from {self.initial_backoff_s} to {self.max_backoff_s} seconds; it must begin above 0, grow, and end by 86400"
             )
         if not 1 <= self.multiplier <= 1000:
             found.append(f"multiplier is {self.multiplier}; it must be between 1 and 1000")

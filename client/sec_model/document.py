@@ -68,7 +68,9 @@ def _stage(saga: Saga, item: Any, where: str, problems: list[str]) -> None:
             problems.append(f'{_upper(where)} has an empty parallel stage: "parallel" must be a list of nodes.')
             return
         specs = [_node(node, f"node {n} of {where}", problems) for n, node in enumerate(stage, 1)]
-        saga.append_parallel(*(s for s in specs if s is not None))
+        sound = [s for s in specs if s is not None]
+        if sound:  # a stage emptied by its problems is not an empty stage
+            saga.append_parallel(*sound)
         return
     spec = _node(item, where, problems)
     if spec is not None:
@@ -90,26 +92,37 @@ def _node(item: Any, where: str, problems: list[str]) -> NodeSpec | None:
         return None
     kind = kinds[0]
     _unknown_keys(item, _COMMON | _KINDS[kind], where, problems)
-    after, label = _names(item.get("after"), "after", where, problems), str(item.get("label", ""))
+    after, label = _names(item.get("after"), "after", where, problems), _text(item, "label", where, problems)
     if kind == "constant":
-        return constant(name, item["constant"], after=after, label=label)
+        try:
+            return constant(name, item["constant"], after=after, label=label)
+        except (TypeError, ValueError) as error:  # YAML knows dates and sets
+            problems.append(f"{_upper(where)}: the constant cannot be written as JSON ({error}).")
+            return None
     if kind == "subsaga":
         inner = _saga(item["subsaga"], f'the subsaga "{name}"', problems, default_name=name)
-        return (
-            None if inner is None else subsaga(name, inner, params_from=str(item.get("params_from", "")), after=after, label=label)
-        )
+        params_from = _text(item, "params_from", where, problems)
+        return None if inner is None else subsaga(name, inner, params_from=params_from, after=after, label=label)
     reads = item.get("reads", [])
     if not isinstance(reads, Mapping):
         reads = _names(reads, "reads", where, problems) or []
     return action(
         name,
-        str(item["action"]),
+        _text(item, "action", where, problems),
         reads={str(k): str(v) for k, v in reads.items()} if isinstance(reads, Mapping) else reads,
         after=after,
         label=label,
         retry=_policy(item.get("retry"), DEFAULT_RETRY, where, problems),
         undo_retry=_policy(item.get("undo_retry"), DEFAULT_UNDO_RETRY, where, problems),
     )
+
+
+def _text(item: Mapping[Any, Any], key: str, where: str, problems: list[str]) -> str:
+    value = item.get(key, "")
+    if isinstance(value, str):
+        return value
+    problems.append(f'{_upper(where)}: "{key}" must be a string.')
+    return ""
 
 
 def _names(value: Any, key: str, where: str, problems: list[str]) -> list[str] | None:

@@ -7,6 +7,7 @@ but for ancestor sets, which are bit sets.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -141,7 +142,8 @@ class _Checker:
                     self.problems.append(f'Node "{path}{node.name}" depends on "{parent}", which is not a node of {where}.')
         for node in saga.nodes:
             self._kind(node, path, depth)
-        if edges_known and len(names) == len(saga.nodes):
+        # Ancestor sets grow with the square of the nodes, so that a saga beyond the limit is told about that and not looked into.
+        if edges_known and len(names) == len(saga.nodes) and self.nodes <= MAX_NODES:
             self._edges(saga, names, where, path)
 
     def _kind(self, node: Node, path: str, depth: int) -> None:
@@ -160,9 +162,14 @@ class _Checker:
                 pass
 
     def _edges(self, saga: Definition, names: dict[str, Node], where: str, path: str) -> None:
-        order, cyclic = topological_order({n.name: n.depends_on for n in saga.nodes})
-        if cyclic:
-            listed = ", ".join(f'"{path}{name}"' for name in cyclic)
+        order, left = topological_order({n.name: n.depends_on for n in saga.nodes})
+        if left:
+            # What is only behind a circle is not part of it: seen from the other end it comes first.
+            behind: dict[str, list[str]] = {name: [] for name in left}
+            for name in left:
+                for parent in behind.keys() & names[name].depends_on:
+                    behind[parent].append(name)
+            listed = ", ".join(f'"{path}{name}"' for name in topological_order(behind)[1])
             self.problems.append(f"The nodes {listed} of {where} depend on each other in a circle.")
             return
         ancestors = _ancestor_sets(order, {n.name: n.depends_on for n in saga.nodes})
@@ -177,10 +184,8 @@ class _Checker:
                     self.problems.append(f'Node "{full}" {what}, which is not a node of {where}.')
                 elif not ancestors[node.name] & bit[source]:
                     self.problems.append(f'Node "{full}" {what}, which is not one of its ancestors: let it depend on "{source}".')
-            seen = [i.name for i in node.inputs]
-            self.problems += [
-                f'Node "{full}" has two inputs named "{name}".' for name in sorted({n for n in seen if seen.count(n) > 1})
-            ]
+            seen = Counter(i.name for i in node.inputs)
+            self.problems += [f'Node "{full}" has two inputs named "{name}".' for name in sorted(n for n in seen if seen[n] > 1)]
             if node.inputs and not isinstance(node.kind, ActionNode):
                 self.problems.append(f'Node "{full}" reads outputs, but only a node that calls an action can.')
         with_children = {parent for n in saga.nodes for parent in n.depends_on}

@@ -129,23 +129,10 @@ class SecNode:
                 return
             self.session = session
             _log.info('SEC node "%s" has joined the cluster.', name)
-            leader = asyncio.create_task(self.leader.run(session), name="leader")
-            lost = asyncio.create_task(session.lost.wait())
             forget_detach = session.on_lost(self.owner.detach)
             try:
-                while not self.stopping and session.alive():
-                    self._drain_changed.clear()
-                    if self.draining:
-                        await self.owner.hand_over()
-                    else:
-                        self.owner.attach(session)
-                    await self._announce(session, fresh=False)
-                    changed = asyncio.create_task(self._drain_changed.wait())
-                    await asyncio.wait([changed, lost, leader], return_when=asyncio.FIRST_COMPLETED)
-                    changed.cancel()
-                    if leader.done():
-                        leader.result()  # it ends with the session, or with a fault of ours
-                        await lost
+                while session.alive() and not self.stopping:
+                    await self._until_drain_changes(session)
                 if session.alive():
                     await self._announce(session, fresh=False)
                     await self.owner.hand_over()
@@ -155,7 +142,25 @@ class SecNode:
                 forget_detach()
                 self.owner.detach()
                 self.session = None
-                await _cancel([leader, lost])
+
+    async def _until_drain_changes(self, session: Session) -> None:
+        """Takes part, drained or not, until that changes or the session is lost. A drained node does not lead: a leader must be able to claim."""
+        self._drain_changed.clear()
+        draining = self.draining
+        await self._announce(session, fresh=False)
+        lasting: list[asyncio.Task[Any]] = [asyncio.create_task(self._drain_changed.wait())]
+        lasting.append(asyncio.create_task(session.lost.wait()))
+        if draining:
+            await self.owner.hand_over()
+        else:
+            self.owner.attach(session)
+            lasting.append(asyncio.create_task(self.leader.run(session), name="leader"))
+        try:
+            done, _ = await asyncio.wait(lasting, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()  # a leader ends with the session, or with a fault of ours, which ends the node
+        finally:
+            await _cancel(lasting)
 
     async def _announce(self, session: Session, *, fresh: bool) -> bool:
         """Writes who we are, under the session. With `fresh` it answers False when the name is taken."""

@@ -1,0 +1,98 @@
+"""What users of a cluster import: the builder of sagas, the blocking client, and the values and errors of both clients.
+
+The asyncio client is `sec_client.aio.Client`; the kit for action servers is `sec_client.kit`.
+"""
+
+from sec_model import Definition, DefinitionError, Payload, RetryPolicy, Saga, action, constant, subsaga
+
+from sec_client import aio
+from sec_client.errors import (
+    ActionNotOffered,
+    ClusterUnavailable,
+    InvalidArgument,
+    InvalidDefinition,
+    NodeNotFound,
+    OutcomeIndeterminate,
+    PageExpired,
+    PermissionRefused,
+    SagaCorrupt,
+    SagaError,
+    SagaExists,
+    SagaFailed,
+    SagaNotFound,
+    SagaStuck,
+    SagaUnsuccessful,
+    StoreRefused,
+    TooLarge,
+    WaitTimeout,
+    WrongState,
+)
+from sec_client.ids import new_saga_id
+from sec_client.sync import Client
+from sec_client.transport import Tls
+from sec_client.views import (
+    ActionServerView,
+    LogRecord,
+    NodeError,
+    NodeList,
+    NodeState,
+    NodeView,
+    OfferedAction,
+    Phase,
+    SagaPage,
+    SagaResult,
+    SagaState,
+    SagaSummary,
+    SagaView,
+    SecNode,
+    SubmitResult,
+)
+
+__all__ = [
+    "ActionNotOffered",
+    "ActionServerView",
+    "Client",
+    "ClusterUnavailable",
+    "Definition",
+    "DefinitionError",
+    "InvalidArgument",
+    "InvalidDefinition",
+    "LogRecord",
+    "NodeError",
+    "NodeList",
+    "NodeNotFound",
+    "NodeState",
+    "NodeView",
+    "OfferedAction",
+    "OutcomeIndeterminate",
+    "PageExpired",
+    "Payload",
+    "PermissionRefused",
+    "Phase",
+    "RetryPolicy",
+    "Saga",
+    "SagaCorrupt",
+    "SagaError",
+    "SagaExists",
+    "SagaFailed",
+    "SagaNotFound",
+    "SagaPage",
+    "SagaResult",
+    "SagaState",
+    "SagaStuck",
+    "SagaSummary",
+    "SagaUnsuccessful",
+    "SagaView",
+    "SecNode",
+    "StoreRefused",
+    "SubmitResult",
+    "Tls",
+    "TooLarge",
+    "WaitTimeout",
+    "WrongState",
+    "action",
+    "aio",
+    "constant",
+    "new_saga_id",
+    "subsaga",
+]

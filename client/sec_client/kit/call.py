@@ -1,0 +1,167 @@
+"""What a handler sees of a call, and the two ways in which it says that it did not work."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, MutableMapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sec_model import Payload
+from sec_model.codec import payload_from_proto
+from sec_protos.v1 import action_server_pb2 as pb
+from sec_protos.v1 import common_pb2
+
+from sec_client.kit.store import Store
+from sec_client.views import Phase
+
+
+class ActionFailed(Exception):
+    """Raised by an action: it has no net effect, from this or any earlier call with its key, and never will. The saga unwinds.
+
+    Raised by an undo action: the undo cannot be done, for good. The saga is stuck and an operator is called.
+
+    `code` is a short word that a program may branch on; `data` is a JSON value, bytes or a `Payload`, kept with the error.
+    Raise `Unavailable`, or anything else, when you are not sure.
+    """
+
+    def __init__(self, message: str, *, code: str = "", data: Any = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.data = data
+
+
+class Unavailable(Exception):
+    """It cannot be told now whether the action took effect, or it did not but may later: the cluster calls again with the same key."""
+
+
+class Inputs(Mapping[str, Any]):
+    """The outputs that the node reads, by the names that it gave them; each decoded when it is looked up. Raw ones: `payload`."""
+
+    def __init__(self, payloads: Mapping[str, Payload]) -> None:
+        self._payloads = payloads
+
+    def __getitem__(self, name: str) -> Any:
+        return self._payloads[name].value()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._payloads)
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    def payload(self, name: str) -> Payload:
+        """The input as it came. Raises `KeyError`."""
+        return self._payloads[name]
+
+
+class _CallLog(logging.LoggerAdapter[logging.Logger]):
+    """Puts the saga and the node before each message, and into the record as `saga_id` and `node`."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        extra = dict(self.extra or {})
+        kwargs["extra"] = {**extra, **kwargs.get("extra", {})}
+        return f"saga {extra['saga_id']} node {extra['node']} {extra['phase']}: {msg}", kwargs
+
+
+class Call:
+    """One delivery of a call to an action or, with `phase` `Phase.UNDO`, to its undo action.
+
+    `key` is the idempotency key: the same for every delivery, and for the do and the undo of one node. Give it to whatever outside
+    system has the effect. `epoch`, `attempt` and `sec_node` say who calls; the kit has checked the epoch.
+
+    Values are decoded when they are read: JSON to Python values, any other content type to bytes.
+    """
+
+    def __init__(
+        self,
+        message: pb.DoRequest | pb.UndoRequest,
+        *,
+        store: Store,
+        logger: logging.Logger,
+        known_output: bytes | None = None,
+        remaining_s: float | None = None,
+        traceparent: str = "",
+    ) -> None:
+        about = message.call
+        undo = isinstance(message, pb.UndoRequest)
+        self.saga_id = about.saga_id
+        self.saga_uid = about.saga_uid
+        self.node = about.node
+        self.action = about.action
+        self.key = about.idempotency_key
+        self.epoch = about.epoch
+        self.attempt = about.attempt
+        self.sec_node = about.sec_node
+        self.phase = Phase.UNDO if undo else Phase.DO
+        self.traceparent = traceparent
+        self.params_payload = payload_from_proto(message.params)
+        self.inputs = Inputs({name: payload_from_proto(value) for name, value in message.inputs.items()})
+        self.output_payload: Payload | None = None
+        if known_output is not None:
+            self.output_payload = payload_from_proto(common_pb2.Payload.FromString(known_output))
+        elif isinstance(message, pb.UndoRequest) and message.HasField("output"):
+            self.output_payload = payload_from_proto(message.output)
+        self.log = _CallLog(logger, {"saga_id": self.saga_id, "node": self.node, "phase": str(self.phase)})
+        self._end = None if remaining_s is None else time.monotonic() + remaining_s
+        self._deadline = None if remaining_s is None else datetime.now(UTC) + timedelta(seconds=min(remaining_s, 1e9))
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._db: sqlite3.Connection | None = None
+
+    @property
+    def params(self) -> Any:
+        """The params of the (sub)saga; None when it has none."""
+        return self.params_payload.value()
+
+    @property
+    def output(self) -> Any:
+        """In an undo: what the action answered; None when that is not known (see `output_known`)."""
+        return None if self.output_payload is None else self.output_payload.value()
+
+    @property
+    def output_known(self) -> bool:
+        """In an undo: the action is known to have taken effect, and `output` is its answer. False: it may have, in part or not at all."""
+        return self.output_payload is not None
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the caller stops waiting for this delivery; None: never. What is answered later is stored, and answered to its next call."""
+        return self._deadline
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, by the monotonic clock, not below 0; None: there is no deadline."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The store's SQLite file, inside a transaction that is committed together with the mark that the call is finished when the
+        handler returns, and rolled back when it raises.
+
+        So an effect in this file happens exactly once: there is no instant at which it is there and its mark is not. An effect anywhere else (another
+        database, an HTTP call) can happen, and the process die before the mark is durable; then the handler is called again with the same
+        key, and must itself see to it that the effect is had once.
+
+        From first use until the handler ends every other call to this server waits: use it late and briefly. In an async handler open it by
+        `await call.open_db()`. Raises `StoreError`; `RuntimeError` in an async handler that has not opened it.
+        """
+        if self._db is None:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                return asyncio.run_coroutine_threadsafe(self.open_db(), self._loop).result()
+            raise RuntimeError("In an async action open the database first: db = await call.open_db().")
+        return self._db
+
+    async def open_db(self) -> sqlite3.Connection:
+        """`db` for async handlers: waits for the transaction without blocking the event loop."""
+        if self._db is None:
+            self._db = await self._store.begin_effects()
+        return self._db
+
+    @property
+    def has_effects(self) -> bool:
+        """The handler has opened `db`."""
+        return self._db is not None

@@ -1,0 +1,297 @@
+"""The gRPC service of an action server: it takes deliveries, puts those of one key in a row, and answers what the rules say.
+
+A delivery that has begun runs to its end, whether its caller still waits or not, and its answer is stored. That holds too when a higher epoch
+arrives for its saga meanwhile: the effect stays, and the new owner, who knows of every call that was ever dispatched, sends the same key again, waits here
+behind the first delivery, and gets its answer. So the epoch is checked when a delivery begins, in the commit that marks it begun, and not again.
+"""
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Never
+
+import grpc
+import grpc.aio
+from sec_model import Payload
+from sec_model.codec import payload_to_proto
+from sec_protos.v1 import action_server_pb2 as pb
+from sec_protos.v1 import action_server_pb2_grpc, common_pb2
+
+from sec_client.kit.actions import Action, Actions, Handler
+from sec_client.kit.call import ActionFailed, Call, Unavailable
+from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, Stale
+from sec_client.kit.store import Store, StoreError
+from sec_client.payloads import encode
+
+MAX_ERROR_CHARACTERS = 4000
+"""Of an error's message: the contract keeps 8 KiB, and a status has to fit into HTTP/2 headers of that size."""
+UNDONE_CODE = "undone"
+"""Code of the failure that a do answers after its undo."""
+
+Message = pb.DoRequest | pb.UndoRequest
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A delivery that ends without an answer."""
+
+    code: grpc.StatusCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The action took effect (of an undo: nothing of it is left)."""
+
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The action has no effect (of an undo: it cannot be done)."""
+
+    error: bytes
+
+
+Answer = Status | Output | Failure
+
+
+class _Key:
+    """The row of deliveries of one idempotency key."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
+class ActionService(action_server_pb2_grpc.ActionServerServicer):
+    """Serves the actions. `max_concurrency` bounds the deliveries in hand; one more is answered RESOURCE_EXHAUSTED at once."""
+
+    def __init__(
+        self,
+        server_name: str,
+        actions: Actions,
+        store: Store,
+        *,
+        max_concurrency: int,
+        max_output_bytes: int,
+        logger: logging.Logger,
+    ) -> None:
+        self._server_name = server_name
+        self._actions = actions
+        self._store = store
+        self._max_concurrency = max_concurrency
+        self._max_output_bytes = max_output_bytes
+        self._logger = logger
+        self._in_hand = 0
+        self._keys: dict[str, _Key] = {}
+        self._running: set[asyncio.Task[Answer]] = set()
+        self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="sec-action")
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802 # gRPC's name
+        return pb.DescribeResponse(server_name=self._server_name, actions=self.descriptions())
+
+    async def Do(self, request: pb.DoRequest, context: Context) -> pb.DoResponse:  # noqa: N802
+        match await self._deliver(request, context):
+            case Output(payload):
+                return pb.DoResponse(output=common_pb2.Payload.FromString(payload))
+            case Failure(error):
+                return pb.DoResponse(failure=common_pb2.Error.FromString(error))
+            case Status() as status:
+                return await _refuse(context, status)
+
+    async def Undo(self, request: pb.UndoRequest, context: Context) -> pb.UndoResponse:  # noqa: N802
+        match await self._deliver(request, context):
+            case Output():
+                return pb.UndoResponse()
+            case Failure(error):
+                return pb.UndoResponse(failure=common_pb2.Error.FromString(error))
+            case Status() as status:
+                return await _refuse(context, status)
+
+    def descriptions(self) -> list[pb.ActionDescription]:
+        """The actions as the contract describes them."""
+        return [pb.ActionDescription(name=a.name, summary=a.summary) for a in self._actions.by_name.values()]
+
+    async def finish(self, grace_s: float) -> int:
+        """Waits for the deliveries in hand, those without a caller too; answers how many had to be given up."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=max(0.0, grace_s))
+        left = list(self._running)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        return len(left)
+
+    async def _deliver(self, message: Message, context: Context) -> Answer:
+        about = message.call
+        action = self._actions.by_name.get(about.action)
+        if action is None:
+            return Status(
+                grpc.StatusCode.UNIMPLEMENTED, f'The action server "{self._server_name}" does not offer "{about.action}".'
+            )
+        if not about.idempotency_key or not about.saga_uid:
+            return Status(grpc.StatusCode.INVALID_ARGUMENT, "A call needs an idempotency_key and a saga_uid.")
+        if self._in_hand >= self._max_concurrency:
+            return Status(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f'The action server "{self._server_name}" has {self._in_hand} calls in hand and takes no more.',
+            )
+        self._in_hand += 1
+        key = self._keys.setdefault(about.idempotency_key, _Key())
+        key.users += 1
+        task: asyncio.Task[Answer] | None = None
+        try:
+            if key.lock.locked() and (refusal := await self._remember_epoch(about)) is not None:
+                return refusal
+            await key.lock.acquire()
+            # From here on it runs to its end, although its caller may go away.
+            metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+            task = asyncio.create_task(self._run(action, message, context.time_remaining(), metadata.get("traceparent", "")))
+            self._running.add(task)
+            task.add_done_callback(lambda ended: self._leave(about.idempotency_key, key, ended))
+            return await asyncio.shield(task)
+        finally:
+            if task is None:
+                self._leave(about.idempotency_key, key, None)
+
+    def _leave(self, name: str, key: _Key, task: asyncio.Task[Answer] | None) -> None:
+        if task is not None:
+            self._running.discard(task)
+            key.lock.release()
+        self._in_hand -= 1
+        key.users -= 1
+        if key.users == 0:
+            del self._keys[name]
+
+    async def _remember_epoch(self, about: pb.Call) -> Status | None:
+        """For a delivery that has to wait for another: its epoch counts from now on, not from when its turn comes."""
+        try:
+            highest = await self._store.remember_epoch(about.saga_uid, about.epoch)
+        except StoreError as e:
+            return Status(grpc.StatusCode.UNAVAILABLE, str(e))
+        return _stale(about, highest) if highest > about.epoch else None
+
+    async def _run(self, action: Action, message: Message, remaining_s: float | None, traceparent: str) -> Answer:
+        about = message.call
+        undo = isinstance(message, pb.UndoRequest)
+        has_output = isinstance(message, pb.UndoRequest) and message.HasField("output")
+        delivery = Delivery(about.idempotency_key, about.saga_uid, about.epoch, undo, has_output)
+        try:
+            async with self._store.hold(delivery.key):
+                verdict = await self._store.begin(delivery)
+                match verdict:
+                    case Stale(highest):
+                        return _stale(about, highest)
+                    case InDoubt():
+                        text = f'The undo of node "{about.node}" of saga "{about.saga_id}" has begun and has not finished.'
+                        return Status(grpc.StatusCode.UNAVAILABLE, text)
+                    case Repeat(entry):
+                        return _repeated(entry, undo)
+                    case Run(output):
+                        call = Call(
+                            message,
+                            store=self._store,
+                            logger=self._logger,
+                            known_output=output,
+                            remaining_s=remaining_s,
+                            traceparent=traceparent,
+                        )
+                        return await self._handle(action.undo_handler if undo else action.do, call, delivery, output)
+        except StoreError as e:
+            self._logger.error("saga %s node %s: %s", about.saga_id, about.node, e)
+            return Status(grpc.StatusCode.UNAVAILABLE, str(e))
+
+    async def _handle(self, handler: Handler | None, call: Call, delivery: Delivery, known_output: bytes | None) -> Answer:
+        ended = False
+        try:
+            value = None if handler is None else await self._invoke(handler, call)
+            output = b"" if delivery.undo else self._output(value)
+            ended = True
+            entry = Entry(Mark.UNDONE) if delivery.undo else Entry(Mark.DONE, output)
+            await self._store.finish(delivery, entry, with_effects=call.has_effects)
+            return Output(output)
+        except ActionFailed as e:
+            if call.has_effects:
+                await self._store.drop_effects(in_use=False)
+            failure = _failure(e)
+            entry = Entry(Mark.UNDO_FAILED, known_output) if delivery.undo else Entry(Mark.FAILED, failure)
+            await self._store.finish(delivery, entry, with_effects=False)
+            return Failure(failure)
+        except BaseException as e:
+            if ended:  # the store has dropped the effects
+                raise
+            if call.has_effects:
+                await self._store.drop_effects(in_use=not isinstance(e, Exception))
+            if not isinstance(e, Exception) or isinstance(e, StoreError):
+                raise
+            if isinstance(e, Unavailable):
+                call.log.info("unavailable: %s", e)
+                return Status(grpc.StatusCode.UNAVAILABLE, str(e)[:MAX_ERROR_CHARACTERS] or "The action is not available now.")
+            call.log.exception("the handler raised, so the outcome is not known")
+            return Status(grpc.StatusCode.INTERNAL, f"{type(e).__name__}: {e}"[:MAX_ERROR_CHARACTERS])
+
+    async def _invoke(self, handler: Handler, call: Call) -> Any:
+        function = handler.do if isinstance(handler, Action) else handler
+        try:
+            if inspect.iscoroutinefunction(function):
+                return await function(call)
+            context, loop = contextvars.copy_context(), asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, lambda: context.run(_call_plain, function, call))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError("something that the handler awaited was cancelled") from None
+
+    def _output(self, value: Any) -> bytes:
+        payload: Payload = encode(value)
+        if len(payload.data) > self._max_output_bytes:
+            raise ValueError(f"the output has {len(payload.data)} bytes; at most {self._max_output_bytes} are allowed")
+        return payload_to_proto(payload).SerializeToString()
+
+
+def _call_plain(function: Callable[[Call], Any], call: Call) -> Any:
+    try:
+        return function(call)
+    except (StopIteration, SystemExit) as e:  # must not reach the event loop, where they mean something else
+        raise RuntimeError(f"the handler raised {type(e).__name__}") from e
+
+
+def _stale(about: pb.Call, highest: int) -> Status:
+    text = f'Epoch {about.epoch} of saga "{about.saga_id}" is stale: an owner with epoch {highest} has called.'
+    return Status(grpc.StatusCode.FAILED_PRECONDITION, text)
+
+
+def _repeated(entry: Entry, undo: bool) -> Answer:
+    if undo:
+        return Output()
+    match entry.mark:
+        case Mark.DONE:
+            return Output(entry.answer or b"")
+        case Mark.FAILED:
+            return Failure(entry.answer or b"")
+        case _:
+            return Failure(_failure(ActionFailed("The action was undone before this call arrived.", code=UNDONE_CODE)))
+
+
+def _failure(error: ActionFailed) -> bytes:
+    data = None
+    if error.data is not None:
+        try:
+            data = payload_to_proto(encode(error.data))
+        except (TypeError, ValueError):  # an error must get through whatever is attached to it
+            data = payload_to_proto(Payload("text/plain", repr(error.data).encode(errors="replace")))
+    message = error.message[:MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
+    return common_pb2.Error(message=message, code=error.code, data=data).SerializeToString()
+
+
+async def _refuse(context: Context, status: Status) -> Never:
+    await context.abort(status.code, status.message)
+    raise AssertionError("abort raises")

@@ -1,0 +1,43 @@
+"""The live view of a saga: its tree, painted anew whenever its log grows."""
+
+import asyncio
+from contextlib import aclosing, suppress
+
+from rich.console import Console
+from rich.live import Live
+from sec_client import SagaView, aio
+
+from secctl import render
+
+_LEAST_PAUSE_S = 0.1
+"""Between two paintings: a saga may write far more records than a person can see."""
+
+
+async def follow(client: aio.Client, saga_id: str, console: Console) -> SagaView:
+    """Paints the saga until it has ended; answers how it ended. The last painting stays on the screen."""
+    view = await client.get(saga_id)
+    changed = asyncio.Event()
+
+    async def watch() -> None:
+        async with aclosing(client.watch(saga_id, view.next_sequence)) as records:  # type: ignore[type-var] # it is a generator
+            async for _ in records:
+                changed.set()
+
+    with Live(render.tree(view), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+        watching = asyncio.create_task(watch())
+        try:
+            while not view.state.ended:
+                change = asyncio.create_task(changed.wait())
+                await asyncio.wait((change, watching), return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
+                if watching.done():
+                    watching.result()
+                changed.clear()
+                view = await client.get(saga_id)
+                live.update(render.tree(view), refresh=True)
+                await asyncio.sleep(_LEAST_PAUSE_S)
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await watching
+    return view

@@ -1,0 +1,225 @@
+"""The commands of `secctl saga`."""
+
+import asyncio
+import sys
+from itertools import islice
+
+import click
+from rich.text import Text
+from sec_client import LogRecord, SagaResult, SagaState
+
+from secctl import live, render, shapes
+from secctl.dot import dot
+from secctl.errors import EXIT_CODES, exit_code_of_state
+from secctl.settings import Settings, common
+from secctl.sources import load_params, load_saga, parse_labels
+
+_STATES = [str(state) for state in SagaState if state is not SagaState.UNKNOWN]
+
+
+@click.group()
+def saga() -> None:
+    """Submit sagas, look at them, and wait for them."""
+
+
+@saga.command(epilog=EXIT_CODES)
+@common
+@click.argument("source", metavar="FILE|MODULE:OBJECT")
+@click.option("--id", "saga_id", help="The saga's id. Drawn when it is left out; give it to make a repeated submit harmless.")
+@click.option("--params", metavar="JSON|@FILE", help="What the actions get as params; @- reads it from stdin.")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="For filters. May be repeated.")
+@click.option("--start-later", is_flag=True, help="Store it and do not start it: see `secctl saga start`.")
+@click.option("--require-actions", is_flag=True, help="Refuse it when one of its actions is offered by no action server now.")
+@click.option("--wait", is_flag=True, help="Wait until it has ended or is stuck, and print how.")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: how long. Default: for ever."
+)
+def submit(
+    settings: Settings,
+    source: str,
+    saga_id: str | None,
+    params: str | None,
+    labels: tuple[str, ...],
+    start_later: bool,
+    require_actions: bool,
+    wait: bool,
+    timeout_s: float | None,
+) -> None:
+    """Submit a saga from a YAML or JSON file or from a Python module.
+
+    OBJECT is a Saga, a Definition, or a function without arguments that returns one. Prints the saga's id. The definition is checked
+    here, and again by the cluster, before anything is written.
+
+    \b
+    Examples:
+      secctl saga submit trip.yaml --params '{"guest": "Ada"}' --wait
+      secctl saga submit trips:booking --id trip-4711 --label team=travel
+    """
+    if wait and start_later:
+        raise click.UsageError("--wait and --start-later exclude each other: the saga would never end.")
+    definition, value, found = load_saga(source), load_params(params), parse_labels(labels)
+    with settings.client() as client:
+        submitted = client.submit(
+            definition, params=value, saga_id=saga_id, labels=found, start=not start_later, require_actions=require_actions
+        )
+        for warning in submitted.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        if not wait:
+            settings.show(Text(f"{submitted.saga_id}\n"), shapes.submitted(submitted))
+            return
+        if not settings.json:
+            click.echo(submitted.saga_id)
+        _finish(settings, client.wait(submitted.saga_id, timeout_s=timeout_s))
+
+
+@saga.command()
+@common
+@click.argument("saga_id")
+def start(settings: Settings, saga_id: str) -> None:
+    """Start a saga that was submitted with --start-later.
+
+    \b
+    Example:
+      secctl saga start trip-4711
+    """
+    with settings.client() as client:
+        client.start(saga_id)
+    settings.show(Text(f"{saga_id}\n"), {"saga_id": saga_id})
+
+
+@saga.command()
+@common
+@click.argument("saga_id")
+def get(settings: Settings, saga_id: str) -> None:
+    """Show the state of a saga and of each of its nodes.
+
+    A tree with one line a node, indented by parallel stage and subsaga: the state, the label and the name under which other nodes read
+    its output. Every error is named below.
+
+    \b
+    Example:
+      secctl saga get trip-4711
+    """
+    with settings.client() as client:
+        found = client.get(saga_id)
+    settings.show(render.tree(found), shapes.saga(found))
+
+
+@saga.command("list")
+@common
+@click.option("--state", "states", type=click.Choice(_STATES), multiple=True, help="Any of these states. May be repeated.")
+@click.option("--name", default="", help="The name of the definition.")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="All of these labels. May be repeated.")
+@click.option("--owner", default="", help="The SEC node that owns it.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many sagas.")
+def list_(settings: Settings, states: tuple[str, ...], name: str, labels: tuple[str, ...], owner: str, limit: int) -> None:
+    """List sagas, those that are stuck first, then the active ones, then those not started, then the ended ones.
+
+    \b
+    Examples:
+      secctl saga list --state stuck --state unwinding
+      secctl saga list --label team=travel --limit 20 --output json
+    """
+    filters = parse_labels(labels)
+    with settings.client() as client:
+        sagas = client.list(states=states, name=name, labels=filters, owner=owner, page_size=min(limit + 1, 1000))
+        found = [*islice(sagas, limit + 1)]
+    truncated = len(found) > limit
+    found = found[:limit]
+    settings.show(render.sagas(found), {"sagas": [shapes.summary(s) for s in found], "truncated": truncated})
+    if truncated and not settings.json:
+        click.echo(f"There are more than {limit}: raise --limit, or filter.", err=True)
+
+
+@saga.command()
+@common
+@click.argument("saga_id")
+@click.option(
+    "--from", "from_sequence", type=click.IntRange(min=1), default=1, show_default=True, help="Sequence number to begin with."
+)
+@click.option("--follow", "-f", is_flag=True, help="Go on with each new record until the saga has ended.")
+def log(settings: Settings, saga_id: str, from_sequence: int, follow: bool) -> None:
+    """Show the log of a saga: one record a line, with its sequence number, time, epoch and writer.
+
+    \b
+    Examples:
+      secctl saga log trip-4711
+      secctl saga log trip-4711 --follow --output json
+    """
+    with settings.client() as client:
+        if follow:
+            for record in client.watch(saga_id, from_sequence):
+                settings.line(render.record(record), shapes.record(record))
+            return
+        records = [*client.log(saga_id, from_sequence)]
+    if settings.json:
+        click.echo(shapes.text({"records": [shapes.record(r) for r in records]}))
+        return
+    for record in records:
+        settings.line(render.record(record), None)
+
+
+@saga.command(epilog=EXIT_CODES)
+@common
+@click.argument("saga_id")
+def watch(settings: Settings, saga_id: str) -> None:
+    """Watch a saga until it has ended.
+
+    On a terminal the tree of `secctl saga get`, painted anew with each change. Otherwise, or with --output json, a line for each record of
+    its log. Goes on when the SEC node that is asked dies. Ends with the exit code of `secctl saga wait`.
+
+    \b
+    Example:
+      secctl saga watch trip-4711
+    """
+    if settings.console.is_terminal and not settings.json:
+        state = asyncio.run(_live(settings, saga_id))
+    else:
+        last: LogRecord | None = None
+        with settings.client() as client:
+            for last in client.watch(saga_id):
+                settings.line(render.record(last), shapes.record(last))
+        state = SagaState.UNKNOWN if last is None or last.saga_state is None else last.saga_state
+    sys.exit(exit_code_of_state(state))
+
+
+async def _live(settings: Settings, saga_id: str) -> SagaState:
+    async with settings.aio_client() as client:
+        return (await live.follow(client, saga_id, settings.console)).state
+
+
+@saga.command(epilog=EXIT_CODES)
+@common
+@click.argument("saga_id")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), metavar="SECONDS", help="How long. Default: for ever.")
+def wait(settings: Settings, saga_id: str, timeout_s: float | None) -> None:
+    """Wait until a saga has ended or is stuck, and print how: its output, or every error.
+
+    Goes on when the SEC node that is asked dies.
+
+    \b
+    Example:
+      secctl saga wait trip-4711 --timeout 60 && echo booked
+    """
+    with settings.client() as client:
+        _finish(settings, client.wait(saga_id, timeout_s=timeout_s))
+
+
+@saga.command("dot")
+@common
+@click.argument("saga_id")
+def dot_(settings: Settings, saga_id: str) -> None:
+    """Print a saga as a Graphviz graph, with the states of its nodes as colours.
+
+    \b
+    Example:
+      secctl saga dot trip-4711 | dot -Tsvg > trip.svg
+    """
+    with settings.client() as client:
+        text = dot(client.get(saga_id, outputs=False))
+    settings.show(Text(text), {"dot": text})
+
+
+def _finish(settings: Settings, found: SagaResult) -> None:
+    settings.show(render.result(found), shapes.result(found))
+    sys.exit(exit_code_of_state(found.state))
