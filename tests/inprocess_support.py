@@ -37,7 +37,7 @@ async def until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) ->
 class World:
     """What the action servers of a test do: each node of a saga behaves as scripted, and every handler's run is noted.
 
-    `do` and `undo` hold, by node, outcomes that are used up one after the other: "fail", "unknown", "hold" (until `gate` is set), anything
+    `do` and `undo` hold, by node, outcomes that are used up one after the other: "fail", "unknown", "hold" (until `gate` is set), "hold fail", anything
     else succeeds. `ran` lists (phase, node, epoch) in order; `effects` counts what is in the world by (saga, node).
     """
 
@@ -76,6 +76,9 @@ class World:
                 raise Unavailable(f"{call.node} does not know")
             case "hold":
                 await self.gate.wait()
+            case "hold fail":
+                await self.gate.wait()
+                raise ActionFailed(f"{call.node} does not work", code="scripted")
 
     def count(self, phase: str, node: str) -> int:
         return sum(1 for p, n, _ in self.ran if (p, n) == (phase, node))

@@ -81,21 +81,16 @@ def summary(message: coordinator_pb2.SagaSummary) -> SagaSummary:
     )
 
 
-_UNDO_STATES = (NodeState.UNDO_FAILED, NodeState.UNDOING, NodeState.UNDO_SKIPPED)
-
-
 def node(message: coordinator_pb2.NodeStatus) -> NodeView:
-    state = node_state(message.state)
-    phase = Phase.UNDO if state in _UNDO_STATES else Phase.DO
     return NodeView(
         node=message.node,
         label=message.label,
-        state=state,
+        state=node_state(message.state),
         depends_on=tuple(message.depends_on),
         action=message.action,
         attempts=message.attempts,
         detail=message.detail,
-        error=error(message.error, message.node, phase) if message.HasField("error") else None,
+        error=node_error(message.error) if message.HasField("error") else None,
         output=payload_from_proto(message.output) if message.HasField("output") else None,
         subsaga=message.subsaga,
         rank=message.rank,

@@ -95,6 +95,7 @@ def _node(nodes: Sequence[NodeView], node: NodeView, indent: str, is_last: bool,
     out.append(f', produces "{node.node}"')
     if node.attempts:
         out.append(f", {node.attempts} {'call' if node.attempts == 1 else 'calls'} without an answer", "yellow")
+        out.append(f": {clean(node.error.message, _MAX_MESSAGE)}" if node.error is not None else "", "yellow")
     if node.detail:
         out.append(f" ({clean(node.detail, _MAX_MESSAGE)})", "yellow")
     out.append("\n")

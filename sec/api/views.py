@@ -1,12 +1,13 @@
 """Sagas as clients see them, made from what the store has. Nothing is remembered between calls."""
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from sec_model.codec import payload_to_proto
 from sec_model.graph import Graph, GraphNode, NodeKind
 from sec_protos.v1 import coordinator_pb2
 
-from sec.codec import fault_to_proto, record_to_proto
+from sec.codec import record_to_proto
 from sec.core.errors import CorruptLog
 from sec.core.records import LogEntry, Phase
 from sec.core.state import NO_TRIES, SagaState, fold
@@ -32,8 +33,9 @@ def saga_view(stored: StoredSaga, graph: Graph, offered: AbstractSet[str], *, om
     view.summary.CopyFrom(stored_summary(stored, state))
     view.epoch = state.epoch
     view.errors.extend(node_errors(stored, state))
+    times_us = _times_us(stored)
     shown = [node for node in graph.nodes if node.kind is not NodeKind.SUBSAGA_START]
-    view.nodes.extend(_node_status(state, node, offered, omit_outputs) for node in shown)
+    view.nodes.extend(_node_status(state, node, times_us, offered, omit_outputs) for node in shown)
     if state.course is Course.DONE:
         view.output.CopyFrom(payload_to_proto(state.output_of(graph.final)))
     return view
@@ -71,7 +73,9 @@ def sequenced(entry: LogEntry) -> coordinator_pb2.SequencedRecord:
     )
 
 
-def _node_status(state: SagaState, node: GraphNode, offered: AbstractSet[str], omit_outputs: bool) -> coordinator_pb2.NodeStatus:
+def _node_status(
+    state: SagaState, node: GraphNode, times_us: Mapping[int, int], offered: AbstractSet[str], omit_outputs: bool
+) -> coordinator_pb2.NodeStatus:
     graph = state.graph
     shown_state = node_state(state, node.index)
     parents = graph.nodes[node.index + 1].parents if node.kind is NodeKind.SUBSAGA_END else node.parents
@@ -86,9 +90,10 @@ def _node_status(state: SagaState, node: GraphNode, offered: AbstractSet[str], o
         subsaga=node.kind is NodeKind.SUBSAGA_END,
         rank=node.rank,
     )
-    error = next((m.error for m in reversed(state.mishaps) if m.node == node.path), None)
-    if error is not None:
-        status.error.CopyFrom(fault_to_proto(error))
+    tries = state.tries.get(node.index, NO_TRIES)
+    mishap = tries.last or next((m for m in reversed(state.mishaps) if m.node == node.path), None)
+    if mishap is not None:
+        status.error.CopyFrom(node_error(mishap, times_us[mishap.sequence]))
     if not omit_outputs and _has_output(state, node):
         status.output.CopyFrom(payload_to_proto(state.output_of(node.index)))
     return status

@@ -48,10 +48,11 @@ _MISSING = object()
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """Calls without a known outcome of the phase that a node is in."""
+    """Calls without a known outcome of the phase that a node is in; `last` is the latest of them."""
 
     count: int
     spent_s: float
+    last: "Mishap | None" = None
 
 
 NO_TRIES = Tries(0, 0.0)
@@ -207,11 +208,12 @@ class SagaState:
                 self._set("_unsettled", self._unsettled + 1)
             case Succeeded(_, output):
                 self._put(self.outputs, index, output)
-            case AttemptUnknown(phase=phase, attempt=attempt, spent_s=spent_s):
+            case AttemptUnknown(node, phase, attempt, error, spent_s):
                 expected = self.tries.get(index, NO_TRIES).count + 1
                 if phase is not self.in_flight[index] or attempt != expected:
                     raise self._illegal(record, f"attempt {expected} of its {self.in_flight[index].value} comes next")
-                self._put(self.tries, index, Tries(attempt, spent_s))
+                last = Mishap(self.next_sequence, node, phase, error)
+                self._put(self.tries, index, Tries(attempt, spent_s, last))
             case UndoStarted():
                 if index not in self.undoable and mark is not Mark.UNDO_FAILED:
                     raise self._illegal(record, "not all of its children are undone, abandoned or failed")

@@ -216,7 +216,9 @@ async def test_get_answers_values(node: FakeNode) -> None:
                 depends_on=["x/z"],
                 action="why",
                 attempts=2,
-                error=common_pb2.Error(message="Not undone."),
+                error=coordinator_pb2.NodeError(
+                    node="x/y", phase=common_pb2.PHASE_UNDO, error=common_pb2.Error(message="Not undone."), time_us=3_000_000
+                ),
                 output=common_pb2.Payload(data=b'"v"'),
                 rank=1,
             )

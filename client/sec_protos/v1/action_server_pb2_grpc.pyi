@@ -13,7 +13,8 @@ THE THREE OBLIGATIONS
 (1) The same call again has the effect of one. `Call.idempotency_key` names the effect: it is constant over retries, over
     takeovers, and over the do and the undo of one node. A `Do` that is seen again answers what it answered before.
 (2) An `Undo` whose `Do` was never seen succeeds, and makes a later `Do` of that key answer `failure`, without any effect. (The `Do` may
-    still be on its way when its coordinator is replaced.) Likewise a `Do` that arrives after its `Undo` answers `failure`.
+    still be on its way when its coordinator is replaced.) Likewise a `Do` that arrives after its `Undo` answers `failure`. An `Undo`
+    that carries an output proves that its `Do` took effect somewhere: it is carried out, also when this server never saw the `Do`.
 (3) A call whose `epoch` is below the highest seen for its `saga_uid` comes from a coordinator that has been replaced. It is refused with
     FAILED_PRECONDITION and has no effect. A higher epoch is remembered, durably, before anything is done.
 All three are kept with one table: key -> (phase, answer), and one more: saga_uid -> epoch; best written in the transaction
@@ -25,6 +26,8 @@ WHAT AN ANSWER MEANS
             unwinds; this node is not undone. Never answer `failure` when in doubt: answer an error status.
   OK to an Undo    nothing of the effect is left.
   failure of an Undo    the undo cannot be done. The saga is stuck and an operator is called. For a passing fault answer UNAVAILABLE.
+                        The operator may have it tried again: the same Undo, with the same key, is then carried out anew.
+A `Do` that arrives while its `Undo` is half done or has failed gets UNAVAILABLE: neither `output` nor `failure` would be true.
 
 WHAT A STATUS MEANS (of Do and Undo)
   OK                   see above.

@@ -261,8 +261,8 @@ class NodeStatus(_message.Message):
         """Names of the nodes (full paths) it depends on."""
 
     @_builtins.property
-    def error(self) -> _common_pb2.Error:
-        """Present when it failed, its outcome is unknown, or its undo failed; the latest."""
+    def error(self) -> Global___NodeError:
+        """The latest that went wrong here: a failure, an unknown outcome, a failed undo, or, while it is called again, why it has to be."""
 
     @_builtins.property
     def output(self) -> _common_pb2.Payload:
@@ -278,7 +278,7 @@ class NodeStatus(_message.Message):
         action: _builtins.str = ...,
         attempts: _builtins.int = ...,
         detail: _builtins.str = ...,
-        error: _common_pb2.Error | None = ...,
+        error: Global___NodeError | None = ...,
         output: _common_pb2.Payload | None = ...,
         subsaga: _builtins.bool = ...,
         rank: _builtins.int = ...,

@@ -138,7 +138,8 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WaitSaga(self, request, context):
-        """Answers when the saga has ended, is stuck, or `timeout_s` has passed, whichever is first. Repeat it to wait longer.
+        """Answers when the saga has ended, is stuck, or `timeout_s` has passed, whichever is first. Repeat it to wait longer. DATA_LOSS when
+        its log cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

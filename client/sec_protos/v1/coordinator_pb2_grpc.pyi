@@ -52,7 +52,9 @@ class CoordinatorStub:
     A broken stream is resumed by calling again with the next sequence number: nothing is missed and nothing comes twice.
     """
     WaitSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.WaitSagaRequest, _coordinator_pb2.WaitSagaResponse]
-    """Answers when the saga has ended, is stuck, or `timeout_s` has passed, whichever is first. Repeat it to wait longer."""
+    """Answers when the saga has ended, is stuck, or `timeout_s` has passed, whichever is first. Repeat it to wait longer. DATA_LOSS when
+    its log cannot be read.
+    """
     GetSagaLog: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaLogRequest, _coordinator_pb2.GetSagaLogResponse]
     """The saga log as it stands."""
     ListNodes: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListNodesRequest, _coordinator_pb2.ListNodesResponse]
@@ -90,7 +92,9 @@ class CoordinatorAsyncStub(CoordinatorStub):
     A broken stream is resumed by calling again with the next sequence number: nothing is missed and nothing comes twice.
     """
     WaitSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.WaitSagaRequest, _coordinator_pb2.WaitSagaResponse]  # type: ignore[assignment]
-    """Answers when the saga has ended, is stuck, or `timeout_s` has passed, whichever is first. Repeat it to wait longer."""
+    """Answers when the saga has ended, is stuck, or `timeout_s` has passed, whichever is first. Repeat it to wait longer. DATA_LOSS when
+    its log cannot be read.
+    """
     GetSagaLog: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaLogRequest, _coordinator_pb2.GetSagaLogResponse]  # type: ignore[assignment]
     """The saga log as it stands."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListNodesRequest, _coordinator_pb2.ListNodesResponse]  # type: ignore[assignment]
@@ -161,7 +165,9 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.WaitSagaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.WaitSagaResponse, _abc.Awaitable[_coordinator_pb2.WaitSagaResponse]]:
-        """Answers when the saga has ended, is stuck, or `timeout_s` has passed, whichever is first. Repeat it to wait longer."""
+        """Answers when the saga has ended, is stuck, or `timeout_s` has passed, whichever is first. Repeat it to wait longer. DATA_LOSS when
+        its log cannot be read.
+        """
 
     @_abc_1.abstractmethod
     def GetSagaLog(
