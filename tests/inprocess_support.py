@@ -6,7 +6,7 @@ What needs real processes and a real etcd stands in tests/cluster.
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from sec_client.aio import Client
 from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore, Unavailable
 from sec_model import Definition, RetryPolicy, Saga, action
+from waiting_support import until
 
 from sec.api.server import ApiServer
 from sec.core.records import SecNodeName
@@ -22,15 +23,7 @@ from sec.node.settings import Settings
 from sec.store.kv import Put, Txn
 from sec.store.memory import MemoryEtcd, MemoryKv
 
-DEADLINE_S = 20.0
 FAST = RetryPolicy(max_attempts=3, initial_backoff_s=0.01, max_backoff_s=0.02, attempt_timeout_s=10)
-
-
-async def until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> None:
-    """Returns when the condition holds; it is asked again and again, since what it looks at sets no event."""
-    async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110 # see above
-            await asyncio.sleep(0.005)
 
 
 @dataclass

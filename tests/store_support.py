@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from sec.store.kv import NO_LEASE, Event, Get, Kv, LeaseId, Put, Revision, Txn, Watch, WatchBatch, prefix_end
+from waiting_support import DEADLINE_S
 
-DEADLINE_S = 15.0
+from sec.store.kv import NO_LEASE, Event, Get, Kv, LeaseId, Put, Revision, Txn, Watch, WatchBatch, prefix_end
 
 
 @dataclass
@@ -47,10 +47,3 @@ async def events(watch: Watch) -> tuple[Event, ...]:
 
 def brief(found: Sequence[Event]) -> list[tuple[str, bytes, bytes]]:
     return [(event.kind.value, event.item.key, event.item.value) for event in found]
-
-
-async def until(condition: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
-    """Returns when the condition holds; it is asked again and again."""
-    async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110  # the condition is of things that set no event
-            await asyncio.sleep(0.005)

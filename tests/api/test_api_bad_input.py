@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 from google.rpc import status_pb2
 from grpc_status.rpc_status import GRPC_DETAILS_METADATA_KEY
-from inprocess_support import Cluster, World, chain, cluster, until
+from inprocess_support import Cluster, World, chain, cluster
 from sec_client import SagaState
 from sec_client.aio import Client
 from sec_client.kit import ActionServer, Call, MemoryStore
@@ -17,6 +17,7 @@ from sec_model.codec import definition_to_proto
 from sec_protos.v1 import common_pb2, coordinator_pb2_grpc
 from sec_protos.v1 import coordinator_pb2 as pb
 from sec_protos.v1 import definition_pb2 as dp
+from waiting_support import until
 
 from sec.store.kv import Get, prefix_end
 

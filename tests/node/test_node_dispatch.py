@@ -1,7 +1,8 @@
 """Finding and calling action servers: who is called, who is not, and what a saga does while nobody can be."""
 
-from inprocess_support import FAST, World, chain, cluster, until
+from inprocess_support import FAST, World, chain, cluster
 from sec_client import NodeState, Phase, RetryPolicy, Saga, SagaState, action
+from waiting_support import until
 
 from sec.core.records import AttemptUnknown, SagaId, Started
 

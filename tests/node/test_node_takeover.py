@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from inprocess_support import World, chain, cluster, until
+from inprocess_support import World, chain, cluster
 from sec_client import SagaState
+from waiting_support import until
 
 from sec.core.records import OwnerChanged, SagaId
 from sec.node.claims import Claims, claim_order

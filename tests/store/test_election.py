@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
-from store_support import DEADLINE_S, Store, keys, put, until
+from store_support import DEADLINE_S, Store, keys, put
+from waiting_support import until
 
 from sec.store.election import Election, Leadership, LeadershipLost, current_leader
 from sec.store.kv import Delete, Kv, Put, Txn, prefix_end

@@ -16,7 +16,8 @@ import grpc
 import grpc.aio
 import pytest
 from aetcd import rpc
-from store_support import batch, brief, events, keys, put, until
+from store_support import batch, brief, events, keys, put
+from waiting_support import until
 
 from sec.dev.etcd import ENVIRONMENT_VARIABLE, EmbeddedEtcd, EtcdNotStarted, find_etcd
 from sec.store.etcd import EtcdConfig, EtcdKv, known_defect

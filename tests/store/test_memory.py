@@ -4,7 +4,8 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
-from store_support import batch, events, keys, put, until
+from store_support import batch, events, keys, put
+from waiting_support import until
 
 from sec.store.kv import Compacted, Get, Indeterminate, KvUnavailable, LeaseNotFound, Put, Revision, Txn, prefix_end
 from sec.store.memory import MemoryEtcd, MemoryKv

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from store_support import DEADLINE_S, Store, keys, put, until
+from store_support import DEADLINE_S, Store, keys, put
+from waiting_support import until
 
 from sec.store.kv import Kv, LeaseNotFound
 from sec.store.memory import MemoryEtcd, MemoryKv

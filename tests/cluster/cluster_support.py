@@ -1,0 +1,94 @@
+"""A cluster of real processes for each test process: three SEC nodes over the real etcd, and an action server with a real inventory."""
+
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sec_client import LogRecord
+from sec_client import aio as sec_aio
+from waiting_support import eventually, until
+
+from sec.dev.cluster import DevCluster
+from sec.dev.processes import launch
+
+LEASE_TTL_S = 2
+
+
+@dataclass
+class Stage:
+    """The cluster, its action server, and what there is in the inventory."""
+
+    cluster: DevCluster
+    folder: Path
+    effects: subprocess.Popen[bytes] | None = None
+
+    def start_effects(self) -> None:
+        """Starts the action server."""
+        script = Path(__file__).with_name("effects_server.py")
+        command = [sys.executable, str(script), str(self.folder), ",".join(self.cluster.addresses)]
+        self.effects = launch(command, self.folder / "effects.log")
+
+    def restart_effects(self) -> None:
+        """Kills the action server with SIGKILL and starts another one on the same store."""
+        assert self.effects is not None
+        self.effects.kill()
+        self.effects.wait()
+        self.start_effects()
+
+    def stop_effects(self) -> None:
+        """Lets the action server leave in good order."""
+        if self.effects is not None:
+            self.effects.terminate()
+            self.effects.wait(20)
+
+    @property
+    def gate(self) -> Path:
+        """While this file exists nothing is held."""
+        return self.folder / "gate"
+
+    def client(self) -> sec_aio.Client:
+        return sec_aio.Client(self.cluster.addresses)
+
+    def rows(self, sql: str, *values: str) -> list[tuple[object, ...]]:
+        """What a query of the inventory answers; nothing before its first effect."""
+        db = sqlite3.connect(self.folder / "effects.db", timeout=30)
+        try:
+            if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'inventory'").fetchall():
+                return []
+            return db.execute(sql, values).fetchall()
+        finally:
+            db.close()
+
+    def inventory(self, saga_id: str) -> list[str]:
+        """The nodes whose effects are in the world."""
+        return sorted(str(node) for (node,) in self.rows("SELECT node FROM inventory WHERE saga_id = ?", saga_id))
+
+    def done(self, saga_id: str) -> dict[str, int]:
+        """How often each node's effect was had."""
+        return dict(self.rows("SELECT node, count(*) FROM journal WHERE phase = 'do' AND saga_id = ? GROUP BY node", saga_id))  # type: ignore[arg-type]
+
+    def undone(self, saga_id: str) -> dict[str, int]:
+        """How often each node's effect was taken back."""
+        return dict(self.rows("SELECT node, count(*) FROM journal WHERE phase = 'undo' AND saga_id = ? GROUP BY node", saga_id))  # type: ignore[arg-type]
+
+    async def held(self, saga_id: str, node: str, phase: str) -> int:
+        """Waits until an action is held, and answers the highest epoch that called it."""
+        await until(lambda: list(self.folder.glob(f"{saga_id}.{node}.{phase}.*")))
+        return max(int(path.suffix[1:]) for path in self.folder.glob(f"{saga_id}.{node}.{phase}.*"))
+
+    async def owner(self, client: sec_aio.Client, saga_id: str) -> str:
+        """The SEC node that owns a saga; waits until there is one."""
+
+        async def found() -> str:
+            return (await client.get(saga_id)).summary.owner
+
+        return str(await eventually(found))
+
+    async def takeover(self, client: sec_aio.Client, saga_id: str, former: str) -> LogRecord:
+        """Waits for the record that says that somebody else owns a saga."""
+        async for record in client.watch(saga_id):
+            if record.kind == "owner_changed" and record.writer != former:
+                return record
+        raise AssertionError("the saga ended without a takeover")
