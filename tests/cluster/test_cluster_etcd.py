@@ -1,0 +1,95 @@
+"""An etcd that hangs, is not there yet, or loses a member: the nodes stop in time, say so, and go on by themselves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from cluster_support import Stage
+from grpc_health.v1 import health_pb2
+from sec_client import ClusterUnavailable, Saga, SagaState, action
+from sec_client import aio as sec_aio
+from waiting_support import eventually
+
+from sec.dev.cluster import DevCluster
+from sec.dev.etcd import EmbeddedEtcd
+from sec.dev.processes import free_ports
+
+CHAIN = Saga("chain").append(action("a", "step")).append(action("b", "step")).build()
+
+
+@asynccontextmanager
+async def stage_of(cluster: DevCluster, folder: Path) -> AsyncIterator[Stage]:
+    """An action server for a cluster of the test's own."""
+    stage = Stage(cluster, folder)
+    stage.start_effects()
+    try:
+        yield stage
+    finally:
+        stage.gate.touch()
+        stage.stop_effects()
+
+
+async def serving(address: str) -> bool:
+    """What the health service of a node says. Asked without the standard stub, which lacks types."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        answer: health_pb2.HealthCheckResponse = await check(health_pb2.HealthCheckRequest(), timeout=5)
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_nodes_stop_while_etcd_hangs_and_go_on_when_it_is_back(tmp_path: Path) -> None:
+    with DevCluster(tmp_path / "sec", nodes=2, lease_ttl_s=2, unsafe_no_fsync=True) as cluster:
+        async with stage_of(cluster, tmp_path) as stage, stage.client() as client:
+            saga_id = (await client.submit(CHAIN, params={"hold": ["a"]})).saga_id
+            await stage.held(saga_id, "a", "do")
+            assert cluster.etcd is not None
+            cluster.etcd.pause()
+            try:
+
+                async def stopped() -> bool:
+                    return not any([await serving(a) for a in cluster.addresses])
+
+                await eventually(stopped)
+                stage.gate.touch()
+                with pytest.raises(ClusterUnavailable):
+                    async with sec_aio.Client(cluster.addresses, timeout_s=4) as impatient:
+                        await impatient.get(saga_id)
+                assert "b" not in stage.done(saga_id), "nothing is dispatched past the deadline of a session"
+            finally:
+                cluster.etcd.resume()
+            assert (await client.wait(saga_id, timeout_s=60)).state is SagaState.DONE
+            assert stage.done(saga_id) == {"a": 1, "b": 1}
+            cluster.wait_serving()
+            log = cluster.log("sec-1").read_text() + cluster.log("sec-2").read_text()
+            assert "lost its session" in log
+
+
+async def test_a_node_waits_for_an_etcd_that_is_not_there_yet(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    cluster = DevCluster(tmp_path / "sec", nodes=1, etcd_endpoints=[f"127.0.0.1:{port}"], start_timeout_s=3)
+    cluster_log = tmp_path / "sec" / "logs" / "sec-1.log"
+    with pytest.raises(Exception, match="does not serve after 3 s"):
+        cluster.start()
+    assert "etcd cannot be reached" in cluster_log.read_text()
+    assert "Traceback" not in cluster_log.read_text()
+
+
+async def test_sagas_go_on_when_a_member_of_etcd_is_killed(tmp_path: Path) -> None:
+    with DevCluster(tmp_path / "sec", nodes=2, lease_ttl_s=4, etcd_size=3, unsafe_no_fsync=True) as cluster:
+        async with stage_of(cluster, tmp_path) as stage, stage.client() as client:
+            ids = [(await client.submit(CHAIN, params={"hold": ["a"]})).saga_id for _ in range(10)]
+            for saga_id in ids:
+                await stage.held(saga_id, "a", "do")
+            assert isinstance(cluster.etcd, EmbeddedEtcd)
+            cluster.etcd.kill(0)
+            stage.gate.touch()
+            results = await asyncio.gather(*(client.wait(saga_id, timeout_s=60) for saga_id in ids))
+            assert {r.state for r in results} == {SagaState.DONE}
+            assert all(stage.done(saga_id) == {"a": 1, "b": 1} for saga_id in ids)
