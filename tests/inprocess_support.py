@@ -11,12 +11,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 from sec_client.aio import Client
 from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore, Unavailable
 from sec_model import Definition, RetryPolicy, Saga, action
 from waiting_support import until
 
-from sec.api.server import ApiServer
+from sec.api.server import ApiServer, TlsFiles
 from sec.core.records import SecNodeName
 from sec.node.node import SecNode
 from sec.node.settings import Settings
@@ -103,7 +104,9 @@ class Cluster:
         self.members: dict[str, Member] = {}
         self._stack = stack
 
-    async def add(self, name: str, **settings: Any) -> Member:
+    async def add(
+        self, name: str, *, tls: TlsFiles | None = None, action_servers_tls: grpc.ChannelCredentials | None = None, **settings: Any
+    ) -> Member:
         """Starts a node and waits until it has joined."""
         kv = MemoryKv(self.etcd, latency_s=0.001)
         given = {
@@ -113,8 +116,8 @@ class Cluster:
             "sweep_interval_s": 0.5,
             "listen": "127.0.0.1:0",
         }
-        node = SecNode(Settings(SecNodeName(name), **{**given, **settings}), kv, random.Random(name), None)
-        api = ApiServer(node, None)
+        node = SecNode(Settings(SecNodeName(name), **{**given, **settings}), kv, random.Random(name), action_servers_tls)
+        api = ApiServer(node, tls)
         await api.start()
         member = Member(node, kv, api, asyncio.create_task(self._run(node, api, kv)))
         self.members[name] = member

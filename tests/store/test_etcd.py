@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 from aetcd import rpc
+from certificates_support import make_certificates
 from store_support import batch, brief, events, keys, put
 from waiting_support import until
 
@@ -223,23 +223,6 @@ class TestWatch:
             await waiting
         with pytest.raises(KvUnavailable):
             await anext(kv.watch(prefix))
-
-
-def make_certificates(directory: Path) -> None:
-    """An authority, and a server's and a client's certificate that it signed."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no certificates can be made: there is no openssl on PATH")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
-
-    new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(*new, "-x509", "-days", "2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.pem")
-    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
-    for name in ("server", "client"):
-        openssl(*new, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        signing = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2")
-        openssl(*signing, "-extfile", "extensions", "-out", f"{name}.pem")
 
 
 async def test_tls(tmp_path: Path, prefix: bytes) -> None:

@@ -1,0 +1,135 @@
+"""Records as they are stored: every kind comes back as it went, and what this version does not know is refused."""
+
+from typing import get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sec_model import Payload
+from sec_protos.v1 import records_pb2
+
+from sec.codec import MAX_ERROR_CHARS, batch_to_bytes, entries_from_bytes, record_from_proto, record_to_proto
+from sec.core.errors import CorruptLog
+from sec.core.records import (
+    AttemptUnknown,
+    Created,
+    Done,
+    Epoch,
+    Failed,
+    Fault,
+    LogEntry,
+    NodePath,
+    NodeRecord,
+    Outcome,
+    OutcomeUnknown,
+    OwnerChanged,
+    Phase,
+    Record,
+    SagaRecord,
+    SecNodeName,
+    Started,
+    StartRequested,
+    Succeeded,
+    UndoFailed,
+    UndoFinished,
+    UndoSkipped,
+    UndoStarted,
+)
+
+PATH = NodePath("alloc/id")
+FAULTS = [Fault("Broken."), Fault("No room.", "no_room"), Fault("", "", Payload("text/plain", b"\xff")), Fault("é", "x", Payload())]
+RECORDS: list[Record] = [
+    Created("uid", "hash"),
+    StartRequested(),
+    OwnerChanged(Epoch(2**62), SecNodeName("sec-2")),
+    Started(PATH),
+    Succeeded(PATH, Payload.json({"a": 1})),
+    Succeeded(PATH, Payload()),
+    Succeeded(PATH, Payload("application/octet-stream", b"\x00\xff")),
+    *(Failed(PATH, fault) for fault in FAULTS),
+    *(AttemptUnknown(PATH, phase, 3, fault, 1.25) for phase in Phase for fault in FAULTS),
+    *(OutcomeUnknown(PATH, fault) for fault in FAULTS),
+    UndoStarted(PATH),
+    UndoFinished(PATH),
+    *(UndoFailed(PATH, fault) for fault in FAULTS),
+    UndoSkipped(PATH, "Removed by hand."),
+    *(Done(outcome) for outcome in Outcome),
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
+def test_a_record_comes_back_as_it_went(record: Record) -> None:
+    stored = record_to_proto(record).SerializeToString()
+    assert record_from_proto(records_pb2.Record.FromString(stored)) == record
+
+
+def test_every_kind_is_among_those_tried() -> None:
+    assert {type(r) for r in RECORDS} == {*get_args(NodeRecord), *get_args(SagaRecord)}
+    tried = {record_to_proto(r).WhichOneof("kind") for r in RECORDS}
+    assert tried == {f.name for f in records_pb2.Record.DESCRIPTOR.oneofs_by_name["kind"].fields}
+
+
+@settings(deadline=None)
+@given(st.text(), st.text(), st.none() | st.builds(Payload, st.text(), st.binary()), st.floats(0, 1e9), st.integers(1, 2**32 - 1))
+def test_any_words_come_back_as_they_went(message: str, code: str, data: Payload | None, spent_s: float, attempt: int) -> None:
+    record = AttemptUnknown(PATH, Phase.UNDO, attempt, Fault(message, code, data), spent_s)
+    assert record_from_proto(record_to_proto(record)) == record
+
+
+def test_what_an_error_says_is_bounded() -> None:
+    stored = record_from_proto(record_to_proto(Failed(PATH, Fault("x" * 10_000, "code"))))
+    assert stored == Failed(PATH, Fault("x" * MAX_ERROR_CHARS, "code"))
+
+
+def test_a_record_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(CorruptLog) as caught:
+        record_from_proto(records_pb2.Record())
+    assert (
+        str(caught.value) == "A record is of a kind that this version does not know: a newer SEC node wrote it, or it is damaged."
+    )
+
+
+def test_a_record_that_a_newer_version_wrote_is_refused() -> None:
+    written_later = b"\xf2\x3f\x00"  # field 1022, an empty message
+    with pytest.raises(CorruptLog, match="a kind that this version does not know"):
+        record_from_proto(records_pb2.Record.FromString(written_later))
+
+
+@pytest.mark.parametrize("phase", [0, 7])
+def test_an_unknown_phase_is_refused(phase: int) -> None:
+    message = records_pb2.Record(attempt_unknown=records_pb2.AttemptUnknown(node="a", attempt=1))
+    message.attempt_unknown.phase = phase  # type: ignore[assignment]  # a number that a newer version may know
+    with pytest.raises(CorruptLog) as caught:
+        record_from_proto(message)
+    assert str(caught.value) == f'A record of node "a" has the unknown phase {phase}.'
+
+
+@pytest.mark.parametrize("outcome", [0, 7])
+def test_an_unknown_outcome_is_refused(outcome: int) -> None:
+    message = records_pb2.Record(done=records_pb2.Done())
+    message.done.outcome = outcome  # type: ignore[assignment]
+    with pytest.raises(CorruptLog) as caught:
+        record_from_proto(message)
+    assert str(caught.value) == f"The last record has the unknown outcome {outcome}."
+
+
+def test_a_batch_comes_back_as_entries() -> None:
+    data = batch_to_bytes(Epoch(7), SecNodeName("sec-1"), 99, tuple(RECORDS))
+    entries = entries_from_bytes(data, first_sequence=5, revision=1000)
+    assert entries == [LogEntry(5 + i, Epoch(7), SecNodeName("sec-1"), 99, record) for i, record in enumerate(RECORDS)]
+
+
+def test_a_batch_without_an_epoch_has_that_of_its_transaction() -> None:
+    data = batch_to_bytes(Epoch(0), SecNodeName("sec-1"), 99, (Created("uid", "hash"), StartRequested()))
+    assert [e.epoch for e in entries_from_bytes(data, first_sequence=1, revision=1000)] == [1000, 1000]
+
+
+def test_a_damaged_batch_is_refused() -> None:
+    with pytest.raises(CorruptLog, match=r"^The records from 4 on are damaged: "):
+        entries_from_bytes(b"\xff\xff\xff", first_sequence=4, revision=1)
+
+
+def test_one_unknown_record_refuses_its_whole_batch() -> None:
+    batch = records_pb2.RecordBatch(epoch=1, records=[record_to_proto(Started(PATH)), records_pb2.Record()])
+    with pytest.raises(CorruptLog):
+        entries_from_bytes(batch.SerializeToString(), first_sequence=1, revision=1)

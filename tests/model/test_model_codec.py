@@ -1,0 +1,160 @@
+"""Definitions as messages: what goes in comes out, equal ones have equal bytes, and what is left out has its default."""
+
+import pytest
+from hypothesis import given, settings
+from model_strategies import definitions, payloads
+from sec_model import (
+    DEFAULT_RETRY,
+    DEFAULT_UNDO_RETRY,
+    ActionNode,
+    ConstantNode,
+    Definition,
+    DefinitionError,
+    Input,
+    Node,
+    Payload,
+    RetryPolicy,
+    Saga,
+    SubsagaNode,
+    action,
+    compile_graph,
+    constant,
+    subsaga,
+)
+from sec_model.codec import (
+    definition_bytes,
+    definition_from_proto,
+    definition_hash,
+    definition_to_proto,
+    payload_from_proto,
+    payload_to_proto,
+)
+from sec_protos.v1 import common_pb2, definition_pb2
+
+
+@settings(deadline=None, max_examples=60)
+@given(definitions())
+def test_a_definition_comes_back_as_it_went(definition: Definition) -> None:
+    compile_graph(definition)
+    data = definition_bytes(definition)
+    again = definition_from_proto(definition_pb2.SagaDefinition.FromString(data))
+    assert again == definition
+    assert definition_bytes(again) == data
+
+
+@settings(deadline=None)
+@given(payloads)
+def test_a_payload_comes_back_as_it_went(payload: Payload) -> None:
+    assert payload_from_proto(payload_to_proto(payload)) == payload
+
+
+@settings(deadline=None, max_examples=30)
+@given(definitions(), definitions())
+def test_different_definitions_have_different_bytes(one: Definition, other: Definition) -> None:
+    assert (one == other) == (definition_bytes(one) == definition_bytes(other))
+
+
+def trip() -> Definition:
+    inner = Saga("alloc").append(action("id", "alloc_id")).append(constant("k", {"b": 1, "a": 2}))
+    return (
+        Saga("trip")
+        .append(action("hotel", "book_hotel", retry=RetryPolicy(max_attempts=3, overall_timeout_s=60.0)))
+        .append_parallel(action("car", "rent_car", label="A car"), subsaga("alloc", inner, params_from="hotel"))
+        .append(action("confirm", "confirm", reads={"where": "hotel"}))
+        .build()
+    )
+
+
+def test_the_hash_of_a_definition_stays_the_same() -> None:
+    """Sagas in stores refer to definitions by it: a change here orphans them."""
+    assert definition_hash(definition_bytes(trip())) == "7d2717e25eb457bc6bd49daa9982ec26a4245c316c4fa7317ad47168b2f86176"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Saga("trip").append(action("b", "x")),
+        Saga("trip").append(action("a", "y")),
+        Saga("other").append(action("a", "x")),
+        Saga("trip").append(action("a", "x", label="l")),
+        Saga("trip").append(action("a", "x", retry=RetryPolicy(max_attempts=7))),
+        Saga("trip").append(action("a", "x", undo_retry=RetryPolicy(max_attempts=7))),
+        Saga("trip").append(constant("a", "x")),
+        Saga("trip").append(subsaga("a", Saga("trip").append(action("a", "x")))),
+    ],
+)
+def test_every_part_of_a_definition_is_hashed(other: Saga) -> None:
+    definition = Saga("trip").append(action("a", "x")).build()
+    assert definition_hash(definition_bytes(other.build())) != definition_hash(definition_bytes(definition))
+
+
+def test_order_is_part_of_a_definition() -> None:
+    a, b, z = Node("a", ActionNode("x")), Node("b", ActionNode("x")), Node("z", ActionNode("x"), ("a", "b"))
+    assert definition_bytes(Definition("s", (a, b, z))) != definition_bytes(Definition("s", (b, a, z)))
+
+
+def test_what_is_left_out_of_a_message_has_its_default() -> None:
+    message = definition_pb2.SagaDefinition(name="s")
+    message.nodes.add(name="a").action.action = "x"
+    definition = definition_from_proto(message)
+    assert definition == Definition("s", (Node("a", ActionNode("x", DEFAULT_RETRY, DEFAULT_UNDO_RETRY)),))
+    # The default stands in the bytes, so that another default of a later version does not change what was stored.
+    stored = definition_pb2.SagaDefinition.FromString(definition_bytes(definition)).nodes[0].action
+    assert (stored.retry.max_attempts, stored.undo_retry.max_attempts) == (8, 20)
+    assert stored.retry.HasField("jitter")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (common_pb2.RetryPolicy(max_attempts=3), RetryPolicy(max_attempts=3)),
+        (common_pb2.RetryPolicy(jitter=0.0), RetryPolicy(jitter=0.0)),
+        (common_pb2.RetryPolicy(initial_backoff_s=2.0, max_backoff_s=4.0), RetryPolicy(initial_backoff_s=2.0, max_backoff_s=4.0)),
+        (common_pb2.RetryPolicy(multiplier=3.0, attempt_timeout_s=5.0), RetryPolicy(multiplier=3.0, attempt_timeout_s=5.0)),
+        (common_pb2.RetryPolicy(overall_timeout_s=9.0), RetryPolicy(overall_timeout_s=9.0)),
+        (common_pb2.RetryPolicy(overall_timeout_s=0.0), RetryPolicy()),
+    ],
+)
+def test_a_policy_given_in_part(given: common_pb2.RetryPolicy, expected: RetryPolicy) -> None:
+    message = definition_pb2.SagaDefinition(name="s")
+    message.nodes.add(name="a").action.CopyFrom(definition_pb2.ActionNode(action="x", retry=given))
+    assert definition_from_proto(message).nodes[0].kind == ActionNode("x", expected)
+
+
+def test_an_input_without_a_name_has_that_of_its_node() -> None:
+    message = definition_pb2.SagaDefinition(name="s")
+    message.nodes.add(name="a").action.action = "x"
+    second = message.nodes.add(name="b", depends_on=["a"])
+    second.inputs.add(node="a")
+    second.inputs.add(node="a", name="where")
+    second.action.action = "x"
+    assert definition_from_proto(message).nodes[1].inputs == (Input("a", "a"), Input("where", "a"))
+
+
+def test_nodes_of_no_kind_are_all_told() -> None:
+    message = definition_pb2.SagaDefinition(name="s")
+    message.nodes.add(name="a")
+    inner = message.nodes.add(name="x").subsaga.saga
+    inner.name = "inner"
+    inner.nodes.add(name="b")
+    with pytest.raises(DefinitionError) as caught:
+        definition_from_proto(message)
+    assert caught.value.problems == (
+        'Node "a" is neither an action nor a constant nor a subsaga.',
+        'Node "x/b" is neither an action nor a constant nor a subsaga.',
+    )
+
+
+def test_every_kind_of_node_in_one_message() -> None:
+    message = definition_to_proto(trip())
+    assert [n.WhichOneof("kind") for n in message.nodes] == ["action", "action", "subsaga", "action"]
+    assert message.nodes[2].subsaga.params_from == "hotel"
+    assert message.nodes[2].subsaga.saga.nodes[1].constant.value.data == b'{"b":1,"a":2}'
+    assert list(message.nodes[3].depends_on) == ["car", "alloc"]
+    assert definition_from_proto(message) == trip()
+
+
+def test_a_payload_without_a_value() -> None:
+    node = Node("k", ConstantNode(Payload()))
+    definition = Definition("s", (node, Node("x", SubsagaNode(Definition("i", (node,))), ("k",))))
+    assert definition_from_proto(definition_to_proto(definition)) == definition
