@@ -105,7 +105,9 @@ def registration(message: coordinator_pb2.RegisterActionServerRequest) -> None:
 
 def _bounded(payload: Payload, what: str, saga: str, limits: Limits) -> None:
     if len(payload.data) > limits.payload_bytes:
-        raise _too_large(f"{what} would take {len(payload.data)} bytes; at most {limits.payload_bytes} are allowed.", saga, "payload")
+        raise _too_large(
+            f"{what} would take {len(payload.data)} bytes; at most {limits.payload_bytes} are allowed.", saga, "payload"
+        )
     if len(payload.content_type) > 128:
         raise invalid(
             f"{what} have a content type of {len(payload.content_type)} characters; at most 128 are allowed.", saga_id=saga

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from sec_model import Graph
 
@@ -31,6 +31,8 @@ from sec.store.session import Session
 from sec.summaries import summary_of, unreadable_summary
 
 _log = logging.getLogger(__name__)
+
+WriteFirst = Callable[[tuple[Record, ...], Ownership | None], Awaitable[Submitted]]
 
 
 def wall_clock_us() -> int:
@@ -124,20 +126,12 @@ class Owner:
             records += (StartRequested(),)
         for record in records:
             state.apply(record)
-        session = self._session if start else None
-        first = self._first_step(state) if session is not None else None
         summary = summary_of(head, state.course, ())
-        for attempt in (session, None):
-            owner = None if attempt is None else Ownership(self._settings.name, attempt.lease)
-            written = records if owner is None or first is None else records + first.records
-            try:
-                submitted = await self._sagas.submit(head, written, summary, owner, started=start, give_up=give_up)
-            except LeaseNotFound:  # the session is gone, which we will hear of soon: somebody else runs the saga
-                continue
-            if submitted.epoch is not None and attempt is not None:
-                self._adopt(attempt, head, state, submitted.epoch, first)
-            return submitted
-        raise AssertionError("without a lease there is no LeaseNotFound")
+
+        async def write(written: tuple[Record, ...], owner: Ownership | None) -> Submitted:
+            return await self._sagas.submit(head, written, summary, owner, started=start, give_up=give_up)
+
+        return await self._begin(head, state, records, write) if start else await write(records, None)
 
     async def start(self, saga_id: SagaId, give_up: GiveUp) -> None:
         """Starts a saga that was created and not started. Raises `SagaNotFound`, `WrongState`, `CorruptLog`, `KvError`."""
@@ -154,20 +148,31 @@ class Owner:
             raise WrongState(f'Saga "{saga_id}" has been started already.')
         first_sequence = state.next_sequence
         state.apply(StartRequested())
-        session = self._session
-        first = self._first_step(state) if session is not None else None
         summary = summary_of(stored.head, state.course, ())
-        for attempt in (session, None):
-            owner = None if attempt is None else Ownership(self._settings.name, attempt.lease)
-            records: tuple[Record, ...] = (StartRequested(),)
-            written = records if owner is None or first is None else records + first.records
+
+        async def write(written: tuple[Record, ...], owner: Ownership | None) -> Submitted:
+            return await self._sagas.start(saga_id, first_sequence, written, summary, owner, give_up)
+
+        await self._begin(stored.head, state, (StartRequested(),), write)
+
+    async def _begin(self, head: SagaHead, state: SagaState, records: tuple[Record, ...], write: WriteFirst) -> Submitted:
+        """Has the records that start a saga written, with us as its owner and our first step along with them, when this node takes sagas.
+
+        `state` has the records applied.
+        """
+        session = self._session
+        if session is not None:
+            first = self._first_step(state)
+            together = records if first is None else records + first.records
             try:
-                epoch = await self._sagas.start(saga_id, first_sequence, written, summary, owner, give_up)
+                submitted = await write(together, Ownership(self._settings.name, session.lease))
             except LeaseNotFound:
-                continue
-            if epoch is not None and attempt is not None:
-                self._adopt(attempt, stored.head, state, epoch, first)
-            return
+                _log.debug("The session is gone, of which we will hear soon: somebody else runs the saga.")
+            else:
+                if submitted.epoch is not None:
+                    self._adopt(session, head, state, submitted.epoch, first)
+                return submitted
+        return await write(records, None)
 
     def _first_step(self, state: SagaState) -> Ready | None:
         """The step that can share the transaction that starts a saga. None when it would end it there and then."""

@@ -161,8 +161,8 @@ class SagaStore:
         summary: Summary,
         owner: Ownership | None,
         give_up: GiveUp,
-    ) -> Epoch | None:
-        """Starts a saga that was created and not started; with an `owner` it is owned from the same transaction on, in the epoch answered.
+    ) -> Submitted:
+        """Starts a saga that was created and not started; with an `owner` it is owned from the same transaction on.
 
         Raises `WrongState` when somebody else has started it meanwhile.
         """
@@ -179,11 +179,11 @@ class SagaStore:
         txn = Txn([exists(keys.created(saga_id)), absent(log_key)], then, [Get(log_key)])
         result = await self._commit(saga_id, txn, give_up)
         if result.succeeded:
-            return Epoch(result.revision) if owner else None
+            return Submitted(True, Epoch(result.revision) if owner else None)
         item = _only(result.results[0])
         if item is None or item.value != batch:
             raise WrongState(f'Saga "{saga_id}" has been started already.')
-        return Epoch(item.create_revision) if owner else None
+        return Submitted(True, Epoch(item.create_revision) if owner else None)
 
     async def append(
         self,

@@ -190,10 +190,10 @@ class TestStart:
         head = await desk.head("s1")
         await desk.submit(head, started=False)
         assert await desk.sagas.claim([head.saga_id], desk.ownership, NEVER) == {}
-        epoch = await desk.sagas.start(head.saga_id, 2, (Started("a"),), summary(head, RUNNING), desk.ownership, NEVER)  # type: ignore[arg-type]
+        started = await desk.sagas.start(head.saga_id, 2, (Started("a"),), summary(head, RUNNING), desk.ownership, NEVER)  # type: ignore[arg-type]
         stored = await desk.sagas.load(head.saga_id)
         assert stored.owner == "n1"
-        assert stored.entries[-1].epoch == epoch
+        assert stored.entries[-1].epoch == started.epoch
         with pytest.raises(WrongState, match='Saga "s1" has been started already'):
             await desk.sagas.start(head.saga_id, 2, (Started("b"),), summary(head, RUNNING), desk.ownership, NEVER)  # type: ignore[arg-type]
 
