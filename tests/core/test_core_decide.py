@@ -264,3 +264,8 @@ def test_nothing_is_startable_once_the_saga_unwinds() -> None:
     assert list(state.startable) == [1, 2]
     state.apply(Failed(A, FAULT))
     assert (state.startable, state.undoable, state.in_flight) == ({}, {}, {})
+
+
+def test_the_output_of_a_subsaga_that_ends_in_a_subsaga() -> None:
+    state = running("out(in(x))", Started(NodePath("out/in/x")), Succeeded(NodePath("out/in/x"), Payload.json(7)))
+    assert state.output_of(state.graph.final) == Payload.json(7)

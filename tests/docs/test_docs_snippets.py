@@ -27,7 +27,9 @@ def test_a_snippet_that_fails_is_noticed(tmp_path: Path) -> None:
 
 def test_a_snippet_that_prints_something_else_is_noticed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("```python file=word.py\nWORD = 'two'\n```\n```python run\nimport word; print(word.WORD)\n```\n```text output\none\n```\n")
+    page.write_text(
+        "```python file=word.py\nWORD = 'two'\n```\n```python run\nimport word; print(word.WORD)\n```\n```text output\none\n```\n"
+    )
     with pytest.raises(SnippetFailed, match="'one' was not printed"):
         run_scenario(page, tmp_path, ["127.0.0.1:1"])
 
