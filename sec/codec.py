@@ -28,9 +28,6 @@ from sec.core.records import (
     UndoStarted,
 )
 
-MAX_ERROR_CHARS = 8_192
-"""What is kept of an error's message: an action server's stack trace must not fill the log."""
-
 PHASE_TO_PROTO = {Phase.DO: common_pb2.PHASE_DO, Phase.UNDO: common_pb2.PHASE_UNDO}
 _PHASE_FROM_PROTO = {number: phase for phase, number in PHASE_TO_PROTO.items()}
 _OUTCOME_TO_PROTO = {Outcome.DONE: records_pb2.OUTCOME_DONE, Outcome.UNDONE: records_pb2.OUTCOME_UNDONE}
@@ -39,7 +36,7 @@ _OUTCOME_FROM_PROTO = {number: outcome for outcome, number in _OUTCOME_TO_PROTO.
 
 def fault_to_proto(fault: Fault) -> common_pb2.Error:
     return common_pb2.Error(
-        message=fault.message[:MAX_ERROR_CHARS],
+        message=fault.message,
         code=fault.code,
         data=None if fault.data is None else payload_to_proto(fault.data),
     )
@@ -47,7 +44,7 @@ def fault_to_proto(fault: Fault) -> common_pb2.Error:
 
 def fault_from_proto(message: common_pb2.Error) -> Fault:
     data = payload_from_proto(message.data) if message.HasField("data") else None
-    return Fault(message.message[:MAX_ERROR_CHARS], message.code, data)
+    return Fault(message.message, message.code, data)
 
 
 def record_to_proto(record: Record) -> records_pb2.Record:

@@ -39,6 +39,8 @@ class NodeSpec:
     reads: tuple[Input, ...]
     after: tuple[str, ...] | None
     label: str
+    problems: tuple[str, ...] = ()
+    """What its saga will be told by `build`."""
 
 
 def action(
@@ -68,8 +70,9 @@ def subsaga(
     name: str, saga: "Saga | Definition", *, params_from: str = "", after: Sequence[str] | None = None, label: str = ""
 ) -> NodeSpec:
     """A saga inlined as one node. It sees its params (the output of `params_from`, or those of the saga around it) and its own nodes only."""
-    definition = saga.definition() if isinstance(saga, Saga) else saga
-    return NodeSpec(name, SubsagaNode(definition, params_from), (), _after(after), label)
+    inner = saga.unchecked() if isinstance(saga, Saga) else saga
+    problems = saga.problems if isinstance(saga, Saga) else ()
+    return NodeSpec(name, SubsagaNode(inner, params_from), (), _after(after), label, problems)
 
 
 class Saga:
@@ -91,20 +94,26 @@ class Saga:
             self._problems.append(f'A parallel stage of saga "{self.name}" is empty.')
         return self._stage(nodes)
 
-    def definition(self) -> Definition:
-        """What was appended so far, unchecked except for what only the builder can see."""
-        if self._problems:
-            raise DefinitionError(tuple(self._problems))
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The mistakes that only the builder can see, so far."""
+        return tuple(self._problems)
+
+    def unchecked(self) -> Definition:
+        """What was appended so far."""
         return Definition(self.name, tuple(self._nodes))
 
     def build(self) -> Definition:
         """The checked definition. Raises `DefinitionError` with every problem."""
-        definition = self.definition()
+        definition = self.unchecked()
+        if self._problems:
+            raise DefinitionError(self.problems)
         compile_graph(definition)
         return definition
 
     def _stage(self, specs: tuple[NodeSpec, ...]) -> "Saga":
         for spec in specs:
+            self._problems.extend(spec.problems)
             after = self._last_stage if spec.after is None else spec.after
             self._nodes.append(Node(spec.name, spec.kind, after, spec.reads, spec.label))
         if specs:

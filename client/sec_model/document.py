@@ -18,7 +18,6 @@ from typing import Any
 
 from sec_model.builder import NodeSpec, Saga, action, constant, subsaga
 from sec_model.definition import DEFAULT_RETRY, DEFAULT_UNDO_RETRY, Definition, DefinitionError, RetryPolicy
-from sec_model.graph import compile_graph
 
 _COMMON = {"name", "label", "after"}
 _KINDS: dict[str, set[str]] = {
@@ -36,9 +35,7 @@ def definition_from_document(document: Any) -> Definition:
     saga = _saga(document, "the document", problems)
     if problems or saga is None:
         raise DefinitionError(tuple(problems))
-    definition = saga.definition()
-    compile_graph(definition)
-    return definition
+    return saga.build()
 
 
 def _saga(document: Any, where: str, problems: list[str], default_name: str = "") -> Saga | None:
@@ -142,7 +139,7 @@ def _policy(value: Any, default: RetryPolicy, where: str, problems: list[str]) -
     given = {k: v for k, v in value.items() if k in _POLICY}
     for key, number in given.items():
         if isinstance(number, bool) or not isinstance(number, int if key == "max_attempts" else int | float):
-            problems.append(f"{_upper(where)}: {key} must be a number.")
+            problems.append(f"{_upper(where)}: {key} must be a {'whole ' if key == 'max_attempts' else ''}number.")
             return default
     return replace(default, **given)
 

@@ -18,6 +18,9 @@ MAX_NODES = 10_000
 """Nodes of a saga, those of its subsagas included. Bounds what a start has to fold and a list has to show."""
 MAX_DEPTH = 16
 """Subsagas within subsagas."""
+MAX_PROBLEMS = 100
+"""How many problems are told at once: an answer has to stay readable, and small."""
+MAX_INPUT_NAME_LENGTH = 256
 MAX_PATH_LENGTH = 256
 """Characters of a full path: idempotency keys carry it, and action servers store those."""
 
@@ -85,6 +88,8 @@ class Graph:
 def compile_graph(definition: Definition) -> Graph:
     """Checks a definition and inlines its subsagas. Raises `DefinitionError` with everything that is wrong with it."""
     problems = _Checker().check(definition)
+    if len(problems) > MAX_PROBLEMS:
+        problems = [*problems[:MAX_PROBLEMS], f"There are {len(problems) - MAX_PROBLEMS} more problems."]
     if problems:
         raise DefinitionError(tuple(problems))
     return _Compiler(definition).graph()
@@ -169,8 +174,10 @@ class _Checker:
             for name in left:
                 for parent in behind.keys() & names[name].depends_on:
                     behind[parent].append(name)
-            listed = ", ".join(f'"{path}{name}"' for name in topological_order(behind)[1])
-            self.problems.append(f"The nodes {listed} of {where} depend on each other in a circle.")
+            circle = topological_order(behind)[1]
+            listed = ", ".join(f'"{path}{name}"' for name in circle)
+            alone = f"The node {listed} of {where} depends on itself."
+            self.problems.append(alone if len(circle) == 1 else f"The nodes {listed} of {where} depend on each other in a circle.")
             return
         ancestors = _ancestor_sets(order, {n.name: n.depends_on for n in saga.nodes})
         bit = {name: 1 << i for i, name in enumerate(order)}
@@ -185,6 +192,11 @@ class _Checker:
                 elif not ancestors[node.name] & bit[source]:
                     self.problems.append(f'Node "{full}" {what}, which is not one of its ancestors: let it depend on "{source}".')
             seen = Counter(i.name for i in node.inputs)
+            self.problems += [
+                f'Node "{full}" gives an input the name "{name[:MAX_INPUT_NAME_LENGTH]}"; use 1 to {MAX_INPUT_NAME_LENGTH} characters.'
+                for name in seen
+                if not 1 <= len(name) <= MAX_INPUT_NAME_LENGTH
+            ]
             self.problems += [f'Node "{full}" has two inputs named "{name}".' for name in sorted(n for n in seen if seen[n] > 1)]
             if node.inputs and not isinstance(node.kind, ActionNode):
                 self.problems.append(f'Node "{full}" reads outputs, but only a node that calls an action can.')

@@ -35,6 +35,8 @@ from sec.core.retry import NextCall, next_call
 from sec.core.state import NO_TRIES, Mishap, SagaState
 from sec.core.transitions import Course, Mark
 
+_NEVER_CALLED = Fault("The saga unwinds, and no action server could be reached for a call that was to be made again.", "unwinding")
+
 # Events
 
 
@@ -79,6 +81,13 @@ class AnswerMissing:
 
 
 @dataclass(frozen=True, slots=True)
+class NotWaitedFor:
+    """The answer to `Hurry`: a do that paused between two calls, or waited for an action server, is not going to be called any more."""
+
+    node: NodePath
+
+
+@dataclass(frozen=True, slots=True)
 class RetryUndo:
     """An operator wants a failed undo tried again, under a fresh retry policy."""
 
@@ -93,7 +102,7 @@ class SkipUndo:
     reason: str
 
 
-Event = Begin | TakenOver | DoAnswered | UndoAnswered | AnswerMissing | RetryUndo | SkipUndo
+Event = Begin | TakenOver | DoAnswered | UndoAnswered | AnswerMissing | NotWaitedFor | RetryUndo | SkipUndo
 
 # Effects
 
@@ -112,8 +121,8 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Hurry:
-    """The saga is unwinding: a do that pauses between two calls, or waits for an action server, is not waited for any longer. Report it
-    as `AnswerMissing` at once. A call under way is left alone."""
+    """The saga is unwinding: a do that pauses between two calls, or waits for an action server, is not waited for any longer. Drop it and
+    answer `NotWaitedFor` at once. A call under way is left alone."""
 
     node: int
 
@@ -142,7 +151,7 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
         for event in events:
             draft.take(event)
         draft.advance(offered)
-        return Ready(tuple(draft.records), tuple(draft.effects), state.course, state.mishaps)
+        return Ready(tuple(draft.records), tuple(draft.wanted_effects()), state.course, state.mishaps)
 
 
 class _Draft:
@@ -168,6 +177,8 @@ class _Draft:
                 self._write(UndoFinished(node) if fault is None else UndoFailed(node, fault))
             case AnswerMissing():
                 self._answer_missing(event)
+            case NotWaitedFor(node):
+                self._write(OutcomeUnknown(node, self._why_unknown(node)))
             case RetryUndo(node):
                 self._write(UndoStarted(node))
                 self._dispatch(self.state.graph.index_of(node))
@@ -217,6 +228,14 @@ class _Draft:
             self._write(OutcomeUnknown(event.node, event.error))
         else:
             self._write(UndoFailed(event.node, event.error))
+
+    def wanted_effects(self) -> list[Effect]:
+        """The effects without those whose node was answered by a later event of the same batch."""
+        return [effect for effect in self.effects if effect.node in self.state.in_flight]
+
+    def _why_unknown(self, node: NodePath) -> Fault:
+        tries = self.state.tries.get(self.state.graph.by_path.get(node, -1), NO_TRIES)
+        return _NEVER_CALLED if tries.last is None else tries.last.error
 
     def _hurry(self) -> None:
         self.effects.extend(Hurry(index) for index, phase in sorted(self.state.in_flight.items()) if phase is Phase.DO)

@@ -15,6 +15,10 @@ Epoch = NewType("Epoch", int)
 SecNodeName = NewType("SecNodeName", str)
 
 
+MAX_ERROR_CHARS = 8_192
+"""What is kept of an error's message: an action server's stack trace must not fill the log."""
+
+
 class Phase(Enum):
     """Which half of a node: its action or its undo action."""
 
@@ -31,11 +35,15 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An error that a person reads, and a short stable word (`code`) for programs."""
+    """An error that a person reads, and a short stable word (`code`) for programs. A long message is cut."""
 
     message: str
     code: str = ""
     data: Payload | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.message) > MAX_ERROR_CHARS:
+            object.__setattr__(self, "message", self.message[:MAX_ERROR_CHARS])
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,8 @@ class Mishap:
 class SagaState:
     """What the log of one saga implies. Read it freely; change it with `apply` alone.
 
-    Nodes are numbers of `graph`. `startable` and `undoable` hold, in the order in which they became so, the nodes whose action (undo
-    action) may be dispatched as far as the graph is concerned; `in_flight` those with a start but no outcome in the log.
+    Nodes are numbers of `graph`. `startable` and `undoable` are sets of the nodes whose action (undo action)
+    may be dispatched as far as the graph is concerned; `in_flight` are those with a start but no outcome in the log.
     """
 
     def __init__(self, saga_id: SagaId, graph: Graph) -> None:
@@ -265,7 +265,7 @@ class SagaState:
 
     def _done(self, record: Done, outcome: Outcome) -> None:
         if outcome is Outcome.DONE:
-            if self.marks[self.graph.final] is not Mark.SUCCEEDED:
+            if self.course is not Course.RUNNING or self.marks[self.graph.final] is not Mark.SUCCEEDED:
                 raise self._illegal(record, "its final node has not succeeded")
             self._set("course", Course.DONE)
         else:

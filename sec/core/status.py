@@ -1,6 +1,8 @@
 """What a person is shown of a saga's nodes. Derived from the state, which the log implies; nothing here is kept."""
 
+from collections.abc import Iterator
 from enum import Enum
+from typing import assert_never
 
 from sec_model.graph import GraphNode, NodeKind
 
@@ -54,26 +56,36 @@ def node_state(state: SagaState, index: int) -> NodeState:
             return NodeState.UNDO_FAILED
         case Mark.UNDO_SKIPPED:
             return NodeState.UNDO_SKIPPED
+        case mark:
+            assert_never(mark)
 
 
 def _subsaga_state(state: SagaState, end: GraphNode, backward: bool) -> NodeState:
-    start = state.graph.nodes[_start_of(state, end)]
-    match state.marks[start.index], state.marks[end.index]:
-        case Mark.NEVER_STARTED, _:
-            if backward:
-                return NodeState.ABANDONED
-            ready = all(state.marks[p] is Mark.SUCCEEDED for p in start.parents)
-            return NodeState.QUEUED if ready else NodeState.BLOCKED
-        case Mark.UNDO_FINISHED, _:
-            return NodeState.UNDONE
-        case _, Mark.SUCCEEDED:
-            return NodeState.UNDO_QUEUED if backward else NodeState.DONE
-        case _:
-            return NodeState.UNDOING if backward else NodeState.WORKING
+    nodes = state.graph.nodes
+    start = nodes[end.index + 1]
+    assert start.kind is NodeKind.SUBSAGA_START, "a subsaga's start is numbered right behind its end (see sec_model.graph)"
+    if state.marks[start.index] is Mark.NEVER_STARTED:
+        if backward:
+            return NodeState.ABANDONED
+        ready = all(state.marks[p] is Mark.SUCCEEDED for p in start.parents)
+        return NodeState.QUEUED if ready else NodeState.BLOCKED
+    if not backward:
+        return NodeState.DONE if state.marks[end.index] is Mark.SUCCEEDED else NodeState.WORKING
+    inner = {state.marks[i] for i in _inside(state, start)}
+    if Mark.UNDO_FAILED in inner:
+        return NodeState.UNDO_FAILED
+    if inner & {Mark.STARTED, Mark.OUTCOME_UNKNOWN, Mark.UNDO_STARTED}:
+        return NodeState.UNDOING
+    if state.marks[start.index] is not Mark.UNDO_FINISHED:
+        return NodeState.UNDO_QUEUED if state.marks[end.index] is Mark.SUCCEEDED else NodeState.UNDOING
+    if Mark.UNDO_SKIPPED in inner:
+        return NodeState.UNDO_SKIPPED
+    return NodeState.FAILED if Mark.FAILED in inner else NodeState.UNDONE
 
 
-def _start_of(state: SagaState, end: GraphNode) -> int:
-    """A subsaga's start is numbered right behind its end (see `sec_model.graph`)."""
-    start = end.index + 1
-    assert state.graph.nodes[start].kind is NodeKind.SUBSAGA_START
-    return start
+def _inside(state: SagaState, start: GraphNode) -> Iterator[int]:
+    """The nodes of a subsaga, which are numbered right behind its start."""
+    for node in state.graph.nodes[start.index + 1 :]:
+        if not node.path.startswith(start.path):
+            return
+        yield node.index

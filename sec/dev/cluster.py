@@ -19,7 +19,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from sec.dev.etcd import EmbeddedEtcd, EtcdBinary, find_etcd
-from sec.dev.processes import free_ports, launch, log_tail, pace, wait
+from sec.dev.processes import free_ports, is_free, launch, log_tail, pace, pause, wait
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -216,8 +216,10 @@ class DevCluster:
         self._nodes[name].kill()
 
     def pause(self, name: str) -> None:
-        """SIGSTOP: the node hangs, its connections stay."""
-        self._nodes[name].send(signal.SIGSTOP)
+        """SIGSTOP: the node hangs, its connections stay. Returns when it has stopped; no call that comes later is answered."""
+        process = self._nodes[name].process
+        if process is not None:
+            pause(process)
 
     def resume(self, name: str) -> None:
         """SIGCONT."""
@@ -243,7 +245,7 @@ class DevCluster:
         await pace(self._restarting(self._nodes[name]))
 
     def launch(self, name: str) -> None:
-        """`restart` that does not wait."""
+        """`restart` that does not wait. Raises `NodeNotServing` when another process has taken the node's port."""
         node = self._nodes[name]
         node.kill()
         self._launch(node)
@@ -267,17 +269,17 @@ class DevCluster:
             node.port = port
 
     def _starting(self, nodes: Collection[_Node]) -> Iterator[None]:
-        for node in nodes:
-            self._launch(node)
         for attempt in range(PORT_ATTEMPTS):
             try:
+                for node in nodes:
+                    if not node.alive:
+                        self._launch(node)
                 yield from self._until_serving(nodes)
                 return
             except _CannotListen as error:
                 if self._ports_are_given or attempt == PORT_ATTEMPTS - 1:
                     raise
                 (error.node.port,) = free_ports(1)
-                self._launch(error.node)
 
     def _restarting(self, node: _Node) -> Iterator[None]:
         node.kill()
@@ -285,6 +287,8 @@ class DevCluster:
         yield from self._until_serving([node])
 
     def _launch(self, node: _Node) -> None:
+        if not is_free(node.port):  # looked at here too: we would ask whoever has it whether it serves
+            raise _CannotListen(f"SEC node {node.name} cannot listen on {node.address}: another process does.", node)
         command = [
             sys.executable,
             *("-m", "sec", "node"),

@@ -224,14 +224,23 @@ class _Keeper:
                 node.pause_s = FIRST_PAUSE_S
         elif node.restart_at_s is not None:
             if now >= node.restart_at_s:
-                node.restart_at_s, node.started_s, node.told_dead = None, now, False
-                self._cluster.launch(name)
+                node.started_s = now
+                try:
+                    self._cluster.launch(name)
+                    node.restart_at_s, node.told_dead = None, False
+                except NodeNotServing as error:
+                    _print(self._console, Text(f"{error}", "bold red"))
+                    self._restart_later(node)
         elif not node.told_dead:
             node.told_dead = True
             self._say_dead(f"SEC node {name}", status, self._cluster.log(name))
             if self._restart:
-                node.restart_at_s = now + node.pause_s
-                node.pause_s = min(node.pause_s * 2, LONGEST_PAUSE_S)
+                self._restart_later(node)
+
+    @staticmethod
+    def _restart_later(node: _Watched) -> None:
+        node.restart_at_s = time.monotonic() + node.pause_s
+        node.pause_s = min(node.pause_s * 2, LONGEST_PAUSE_S)
 
     async def _look_after_etcd(self) -> None:
         etcd = self._cluster.etcd

@@ -9,11 +9,9 @@ import contextlib
 import http.client
 import importlib.util
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,31 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from sec.dev import processes
 from sec.store.etcd.versions import sound
 
 ENVIRONMENT_VARIABLE = "SEC_ETCD"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 """From SIGTERM to SIGKILL."""
-POLL_S = 0.02
 PROBE_TIMEOUT_S = 0.5
 PORT_ATTEMPTS = 8
 """How often a start is repeated when another process took a port between our choice and etcd's bind."""
-FIRST_PORT, LAST_PORT = 15_000, 30_000
-"""Below the range from which kernels take the ports of outgoing connections, so that a member can come back to its ports."""
-LOG_TAIL_BYTES = 4000
-
-# Asks the kernel to kill the member when the thread that started it is gone, then becomes etcd. A program of its own and no
-# `preexec_fn`, which is not safe in a process with threads.
-_DIES_WITH_PARENT = """
-import ctypes, os, sys
-parent = int(sys.argv[1])
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-    if os.getppid() != parent:
-        sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class EtcdNotStarted(Exception):
@@ -178,22 +161,22 @@ class EmbeddedEtcd:
 
     async def __aenter__(self) -> Self:
         try:
-            await _pace(self._starting())
+            await processes.pace(self._starting())
         except asyncio.CancelledError:
             self.stop()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await _pace(self._stopping(self._members))
+        await processes.pace(self._stopping(self._members))
 
     def start(self) -> None:
         """Starts all members, and returns when each answers a linearizable read. Raises `EtcdNotStarted`, with nothing left running."""
-        _wait(self._starting())
+        processes.wait(self._starting())
 
     def stop(self) -> None:
         """SIGTERM to all, SIGKILL after a while to those that do not go. The data stays."""
-        _wait(self._stopping(self._members))
+        processes.wait(self._stopping(self._members))
 
     def kill(self, member: int = 0) -> None:
         """SIGKILL, and waits for the process to be gone."""
@@ -201,10 +184,9 @@ class EmbeddedEtcd:
 
     def pause(self, member: int = 0) -> None:
         """SIGSTOP: the member hangs, its connections stay. Returns when it has stopped; no call that comes later is answered."""
-        self._members[member].send(signal.SIGSTOP)
-        if (pid := self.pid(member)) is not None:
-            # A signal is on its way for a while. WNOWAIT leaves an exit for `Popen` to see.
-            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        process = self._members[member].process
+        if process is not None:
+            processes.pause(process)
 
     def resume(self, member: int = 0) -> None:
         """SIGCONT."""
@@ -215,11 +197,11 @@ class EmbeddedEtcd:
 
         Waits until it is healthy, unless told not to: a member of a cluster without a majority does not become healthy.
         """
-        _wait(self._restarting(member, wait))
+        processes.wait(self._restarting(member, wait))
 
     async def restart_async(self, member: int = 0, *, wait: bool = True) -> None:
         """`restart` that does not block the event loop."""
-        await _pace(self._restarting(member, wait))
+        await processes.pace(self._restarting(member, wait))
 
     def _starting(self) -> Iterator[None]:
         if any(member.alive for member in self._members):
@@ -260,7 +242,7 @@ class EmbeddedEtcd:
         while waiting:
             for member in waiting:
                 if not member.alive:
-                    tail = _log_tail(member)
+                    tail = processes.log_tail(member.log, member.log_start)
                     error = _PortTaken if "address already in use" in tail else EtcdNotStarted
                     raise error(f"etcd member {member.name} ended at its start. The end of {member.log}:\n{tail}")
             waiting = [member for member in waiting if not _healthy(member.health_port)]
@@ -268,7 +250,7 @@ class EmbeddedEtcd:
                 names = ", ".join(member.name for member in waiting)
                 raise EtcdNotStarted(
                     f"etcd ({names}) is not healthy after {self.start_timeout_s:g} s. "
-                    f"The end of {waiting[0].log}:\n{_log_tail(waiting[0])}"
+                    f"The end of {waiting[0].log}:\n{processes.log_tail(waiting[0].log, waiting[0].log_start)}"
                 )
             if waiting:
                 yield
@@ -326,32 +308,13 @@ class EmbeddedEtcd:
             *(["--unsafe-no-fsync"] if self.unsafe_no_fsync else []),
             *self.extra,
         ]
-        wrapper = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid())]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
-        with member.log.open("ab") as log:
-            member.log_start = log.tell()
-            member.process = subprocess.Popen(
-                wrapper + command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,  # the terminal's Ctrl-C is for us: we stop the members in order
-            )
+        member.log_start = member.log.stat().st_size if member.log.exists() else 0
+        member.process = processes.launch(command, member.log, environment=environment)
 
 
 class _PortTaken(EtcdNotStarted):
     pass
-
-
-def _wait(steps: Iterator[None]) -> None:
-    for _ in steps:
-        time.sleep(POLL_S)
-
-
-async def _pace(steps: Iterator[None]) -> None:
-    for _ in steps:
-        await asyncio.sleep(POLL_S)
 
 
 def _kill(member: _Member) -> None:
@@ -372,24 +335,8 @@ def _healthy(port: int) -> bool:
         connection.close()
 
 
-def _log_tail(member: _Member) -> str:
-    try:
-        return member.log.read_bytes()[member.log_start :][-LOG_TAIL_BYTES:].decode(errors="replace")
-    except OSError as error:
-        return f"(no log: {error})"
-
-
 def _free_ports(wanted: int) -> list[int]:
-    chosen: list[int] = []
-    candidates = random.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT)
-    for port in candidates:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        chosen.append(port)
-        if len(chosen) == wanted:
-            return chosen
-    raise EtcdNotStarted(f"There are not {wanted} free ports on the loopback interface between {FIRST_PORT} and {LAST_PORT}.")
+    try:
+        return processes.free_ports(wanted)
+    except processes.NoFreePorts as error:
+        raise EtcdNotStarted(str(error)) from error

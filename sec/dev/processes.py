@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +50,14 @@ def launch(command: Sequence[str], log: Path, *, environment: Mapping[str, str] 
             env=None if environment is None else dict(environment),
             start_new_session=True,
         )
+
+
+def pause(process: subprocess.Popen[bytes]) -> None:
+    """SIGSTOP: the process hangs, its connections stay. Returns when it has stopped; no call that comes later is answered."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGSTOP)
+        # A signal is on its way for a while. WNOWAIT leaves an exit for `Popen` to see.
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 def free_ports(wanted: int) -> list[int]:

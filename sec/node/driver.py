@@ -12,7 +12,19 @@ from typing import Protocol, assert_never
 
 from sec_model import Payload
 
-from sec.core.decide import AnswerMissing, Begin, Dispatch, DoAnswered, Effect, Event, Hurry, Ready, UndoAnswered, decide
+from sec.core.decide import (
+    AnswerMissing,
+    Begin,
+    Dispatch,
+    DoAnswered,
+    Effect,
+    Event,
+    Hurry,
+    NotWaitedFor,
+    Ready,
+    UndoAnswered,
+    decide,
+)
 from sec.core.errors import IllegalTransition
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 from sec.core.state import SagaState
@@ -22,8 +34,6 @@ from sec.store.kv import KvError
 from sec.store.sagas import SagaHead
 
 _log = logging.getLogger(__name__)
-
-_OVER_WAITING = Fault("The saga unwinds: this call is not waited for any longer.", "unwinding")
 
 
 class Host(Protocol):
@@ -186,7 +196,8 @@ class SagaDriver:
                 waiting = self._in_flight.get(node)
                 if waiting is not None and waiting.stage is not _Stage.CALLING and waiting.task is not None:
                     waiting.task.cancel()
-                    self._answer_missing(waiting, _OVER_WAITING, waiting.dispatch.spent_s)
+                    del self._in_flight[node]
+                    self.post(NotWaitedFor(self._path(waiting)))
             case _:
                 assert_never(effect)
 

@@ -39,7 +39,7 @@ def definition(text: str, name: str = "s") -> Definition:
     tokens.append("")
     saga = _saga(tokens, name)
     assert tokens == [""], f"not read: {tokens}"
-    return saga.definition()
+    return saga.unchecked()
 
 
 def graph(text: str, name: str = "s") -> Graph:

@@ -23,6 +23,7 @@ from sec.core.decide import (
     DoAnswered,
     Event,
     Hurry,
+    NotWaitedFor,
     RetryUndo,
     SkipUndo,
     TakenOver,
@@ -221,8 +222,9 @@ class MiniDriver:
     def lose(self, node: int, draw: float = 0.0) -> Event:
         """The call that was dispatched for a node ends without an answer; whether it was delivered is another matter."""
         dispatch = self.calls.pop(node)
-        self.hurried.discard(node)
         path = NodePath(self.graph.nodes[node].path)
+        if node in self.hurried and dispatch.phase is Phase.DO and draw < 0.5:  # it was not under way
+            return NotWaitedFor(path)
         return AnswerMissing(path, dispatch.phase, LOST, dispatch.spent_s + dispatch.delay_s + 1.0, draw)
 
     def run(self) -> None:

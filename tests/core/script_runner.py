@@ -33,6 +33,7 @@ from sec.core.decide import (
     DoAnswered,
     Effect,
     Event,
+    NotWaitedFor,
     RetryUndo,
     SkipUndo,
     TakenOver,
@@ -130,6 +131,8 @@ class Session:
                 return UndoAnswered(node, None)
             case "undo-fails":
                 return UndoAnswered(node, fault)
+            case "not-waited-for":
+                return NotWaitedFor(node)
             case "retry-undo":
                 return RetryUndo(node)
             case "skip-undo":

@@ -143,9 +143,9 @@ SUBSAGA_SHOWN = {
     "undoing": "undoing",
     "half undone": "undoing",
     "undone": "undone",
-    "undone to the end": "undone",
-    "its undo fails": "undoing",
-    "its undo is skipped": "undone",
+    "undone to the end": "failed",
+    "its undo fails": "undo-failed",
+    "its undo is skipped": "undo-skipped",
 }
 
 

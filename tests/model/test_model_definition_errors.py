@@ -56,7 +56,7 @@ CASES: dict[str, tuple[Definition, list[str]]] = {
         ['The node name "x" is used twice in subsaga "b".'],
     ),
     "cycle": (saga(node("a", "b"), node("b", "a")), ['The nodes "a", "b" of saga "s" depend on each other in a circle.']),
-    "node that depends on itself": (saga(node("a", "a")), ['The nodes "a" of saga "s" depend on each other in a circle.']),
+    "node that depends on itself": (saga(node("a", "a")), ['The node "a" of saga "s" depends on itself.']),
     "cycle with nodes before and behind it": (
         saga(node("start"), node("a", "start", "c"), node("b", "a"), node("c", "b"), node("d", "c"), node("end", "d")),
         ['The nodes "a", "b", "c" of saga "s" depend on each other in a circle.'],
@@ -233,7 +233,7 @@ def test_every_problem_is_told_at_once() -> None:
         f'The node name "a b" is not valid: use {RULE}.',
         'Node "a" depends on "ghost", which is not a node of saga "s!".',
         f'Node "x/c" calls the action "", which is not a valid name: use {RULE}, and "@".',
-        'The nodes "x/d" of subsaga "x" depend on each other in a circle.',
+        'The node "x/d" of subsaga "x" depends on itself.',
     ]
 
 
@@ -321,16 +321,29 @@ def test_bad_action_names(name: str) -> None:
 
 def test_an_empty_parallel_stage() -> None:
     builder = Saga("s").append(action("a", "act")).append_parallel().append(action("b", "act")).append_parallel()
-    for finish in (builder.build, builder.definition):
-        with pytest.raises(DefinitionError) as caught:
-            finish()
-        assert caught.value.problems == ('A parallel stage of saga "s" is empty.',) * 2
+    with pytest.raises(DefinitionError) as caught:
+        builder.build()
+    assert caught.value.problems == ('A parallel stage of saga "s" is empty.',) * 2
 
 
 def test_an_empty_parallel_stage_of_a_subsaga() -> None:
     inner = Saga("inner").append(action("a", "act")).append_parallel()
-    with pytest.raises(DefinitionError, match=r'^A parallel stage of saga "inner" is empty\.$'):
-        subsaga("x", inner)
+    outer = Saga("outer").append(subsaga("x", inner)).append_parallel()
+    with pytest.raises(DefinitionError) as caught:
+        outer.build()
+    assert caught.value.problems == ('A parallel stage of saga "inner" is empty.', 'A parallel stage of saga "outer" is empty.')
+
+
+def test_more_problems_than_anybody_reads_are_counted() -> None:
+    found = problems(saga(*(node("a") for _ in range(200))))
+    assert len(found) == 101
+    assert found[-1].startswith("There are ")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 257])
+def test_bad_input_names(name: str) -> None:
+    found = problems(saga(node("a"), Node("b", ActionNode("act"), ("a",), (Input(name, "a"),))))
+    assert found == [f'Node "b" gives an input the name "{name[:256]}"; use 1 to 256 characters.']
 
 
 def test_the_builder_checks() -> None:
@@ -339,7 +352,7 @@ def test_the_builder_checks() -> None:
 
 
 def test_definition_is_unchecked() -> None:
-    assert Saga("not a name").definition() == Definition("not a name", ())
+    assert Saga("not a name").unchecked() == Definition("not a name", ())
 
 
 @pytest.mark.parametrize(

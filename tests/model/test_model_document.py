@@ -159,7 +159,7 @@ CASES: dict[str, tuple[Any, list[str]]] = {
         ],
     ),
     "a policy with words": (doc(act(undo_retry={"jitter": "half"})), ['Node "a": jitter must be a number.']),
-    "a policy with half an attempt": (doc(act(retry={"max_attempts": 1.5})), ['Node "a": max_attempts must be a number.']),
+    "a policy with half an attempt": (doc(act(retry={"max_attempts": 1.5})), ['Node "a": max_attempts must be a whole number.']),
     "a policy with a truth": (doc(act(retry={"multiplier": True})), ['Node "a": multiplier must be a number.']),
     "a subsaga that is no mapping": (
         doc({"name": "x", "subsaga": []}),
