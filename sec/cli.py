@@ -72,7 +72,13 @@ def main() -> None:
 @click.option(
     "--max-payload", default=256 * 1024, show_default=True, metavar="BYTES", help="Bound of params, outputs and constants."
 )
-@click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="How much to tell on stderr.",
+)
 def node(**options: Any) -> None:
     """Runs one SEC node until SIGTERM.
 

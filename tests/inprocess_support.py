@@ -42,9 +42,9 @@ class World:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     served_by: list[str] = field(default_factory=list)
 
-    def server(self, name: str = "world", actions: tuple[str, ...] = ("step",)) -> ActionServer:
+    def server(self, name: str = "world", actions: tuple[str, ...] = ("step",), max_concurrency: int = 64) -> ActionServer:
         """An action server, not started yet, whose actions all follow the script."""
-        server = ActionServer(name, store=MemoryStore())
+        server = ActionServer(name, store=MemoryStore(), max_concurrency=max_concurrency)
 
         async def do(call: Call) -> Any:
             self.served_by.append(name)

@@ -15,6 +15,9 @@ from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 
 _STALE = grpc.StatusCode.FAILED_PRECONDITION
 _NOT_OFFERED = grpc.StatusCode.UNIMPLEMENTED
+_BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
+_TOO_LARGE = "larger than max"
+"""What gRPC itself says, with the status of a busy server, of a message beyond a limit. Making the call again does not help that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,12 @@ class NotOffered:
     """The action server does not offer the action, and had no effect."""
 
 
-Answer = Answered | Unanswered | StaleEpoch | NotOffered
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """The action server has no room for the call now, and has not begun with it."""
+
+
+Answer = Answered | Unanswered | StaleEpoch | NotOffered | Busy
 
 
 async def send(channel: grpc.aio.Channel, server: str, call: Call, max_output_bytes: int) -> Answer:
@@ -122,5 +130,7 @@ def _status_answer(error: grpc.aio.AioRpcError, server: str, call: Call) -> Answ
         return StaleEpoch(details)
     if status is _NOT_OFFERED:
         return NotOffered()
+    if status is _BUSY and _TOO_LARGE not in details:
+        return Busy()
     half = "action" if call.phase is Phase.DO else "undo action"
     return Unanswered(Fault(f'The {half} of "{call.action}" at {server} ended with {status.name}: {details}', status.name.lower()))

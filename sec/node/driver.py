@@ -28,12 +28,17 @@ from sec.core.decide import (
 from sec.core.errors import IllegalTransition
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 from sec.core.state import SagaState
-from sec.dispatch.calls import Answer, Answered, Call, NotOffered, StaleEpoch, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, StaleEpoch, Unanswered
 from sec.store.errors import Fenced
 from sec.store.kv import KvError
 from sec.store.sagas import SagaHead
 
 _log = logging.getLogger(__name__)
+
+
+BUSY_PAUSE_S = 0.05
+MAX_BUSY_PAUSE_S = 2.0
+"""Between calls of action servers that are too busy. They do not count as attempts, so that a rush of sagas does not make them fail."""
 
 
 class Host(Protocol):
@@ -97,6 +102,8 @@ class _InFlight:
     dispatch: Dispatch
     stage: _Stage
     task: "asyncio.Task[None] | None" = None
+    hurried: bool = False
+    """The saga unwinds: should it come to wait again, it is given up."""
 
 
 class SagaDriver:
@@ -193,13 +200,17 @@ class SagaDriver:
                         self._dispatch(in_flight), name=f"{self.saga_id}/{path}"
                     )
             case Hurry(node):
-                waiting = self._in_flight.get(node)
-                if waiting is not None and waiting.stage is not _Stage.CALLING and waiting.task is not None:
-                    waiting.task.cancel()
-                    del self._in_flight[node]
-                    self.post(NotWaitedFor(self._path(waiting)))
+                self._hurry(self._in_flight.get(node))
             case _:
                 assert_never(effect)
+
+    def _hurry(self, in_flight: _InFlight | None) -> None:
+        if in_flight is None:
+            return
+        in_flight.hurried = True
+        if in_flight.stage is not _Stage.CALLING and in_flight.task is not None:
+            in_flight.task.cancel()
+            self._not_waited_for(in_flight)
 
     async def _dispatch(self, in_flight: _InFlight) -> None:
         """One dispatch, from its pause to its answer."""
@@ -208,6 +219,7 @@ class SagaDriver:
             await asyncio.sleep(dispatch.delay_s)
         spent_s = dispatch.spent_s + dispatch.delay_s
         call = self._call(dispatch)
+        busy_pause_s = BUSY_PAUSE_S
         while True:
             in_flight.stage = _Stage.WAITING
             await self._host.wait_for_server(call.action)
@@ -216,11 +228,18 @@ class SagaDriver:
             in_flight.stage = _Stage.CALLING
             began = loop.time()
             answer = await self._host.call(call)
-            spent_s += loop.time() - began
-            if not isinstance(answer, NotOffered):
+            if self.closed:
+                return
+            if not isinstance(answer, NotOffered | Busy):
                 break
-        if self.closed:
-            return
+            if in_flight.hurried:
+                self._not_waited_for(in_flight)
+                return
+            if isinstance(answer, Busy):
+                in_flight.stage = _Stage.WAITING
+                await asyncio.sleep(busy_pause_s * (1 - 0.5 * self._host.draw()))
+                busy_pause_s = min(MAX_BUSY_PAUSE_S, 2 * busy_pause_s)
+        spent_s += loop.time() - began
         match answer:
             case Answered(result):
                 self._answered(in_flight, result)
@@ -240,6 +259,10 @@ class SagaDriver:
         else:
             assert result is not None
             self.post(DoAnswered(node, result))
+
+    def _not_waited_for(self, in_flight: _InFlight) -> None:
+        del self._in_flight[in_flight.dispatch.node]
+        self.post(NotWaitedFor(self._path(in_flight)))
 
     def _answer_missing(self, in_flight: _InFlight, error: Fault, spent_s: float) -> None:
         del self._in_flight[in_flight.dispatch.node]

@@ -58,6 +58,7 @@ class SecNode:
         self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng)
         self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s)
         self.session: Session | None = None
+        self._name_was_taken = False
         self._started_us = wall_clock_us()
         self._stopping = asyncio.Event()
         self._drain_changed = asyncio.Event()
@@ -122,12 +123,15 @@ class SecNode:
         name = self.settings.name
         async with Session.open(self.kv, ttl_s=self.settings.lease_ttl_s) as session:
             if not await self._announce(session, fresh=True):
-                _log.warning(
+                say = _log.debug if self._name_was_taken else _log.warning  # once, not for every try
+                self._name_was_taken = True
+                say(
                     'Another SEC node called "%s" holds a session. If it is this one\'s last run, its lease ends soon; otherwise choose another name.',
                     name,
                 )
                 return
             self.session = session
+            self._name_was_taken = False
             _log.info('SEC node "%s" has joined the cluster.', name)
             forget_detach = session.on_lost(self.owner.detach)
             try:

@@ -17,7 +17,7 @@ from dev_support import ROOT, descendants, environment, has_said, running, until
 from sec_client import Definition
 from sec_model.document import definition_from_document
 
-from sec.dev.processes import free_ports, launch
+from sec.dev.processes import free_ports, is_free, launch
 
 TRIP = ROOT / "examples" / "trip"
 README = TRIP / "README.md"
@@ -164,7 +164,7 @@ def test_the_files_beside_the_tutorial_are_those_in_it() -> None:
 def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
     for name, text in pieces().items():
         (tmp_path / name).write_text(text)
-    (port,) = free_ports(1)
+    port = next(port for port in free_ports(100) if is_free(port + 1))
     ours = environment(SEC_DEV_NODES="2", SEC_DEV_PORT=str(port), SEC_ADDRESSES=f"127.0.0.1:{port},127.0.0.1:{port + 1}")
     terminals: list[subprocess.Popen[bytes]] = []
     printed: str | None = None

@@ -1,5 +1,7 @@
 """Finding and calling action servers: who is called, who is not, and what a saga does while nobody can be."""
 
+import asyncio
+
 from inprocess_support import FAST, World, chain, cluster
 from sec_client import NodeState, Phase, RetryPolicy, Saga, SagaState, action
 from waiting_support import until
@@ -120,3 +122,12 @@ async def test_an_undo_that_fails_for_good_makes_the_saga_stuck_and_first_in_the
             "b": NodeState.UNDONE,
             "c": NodeState.FAILED,
         }
+
+
+async def test_a_rush_of_sagas_waits_for_a_busy_server_and_does_not_fail() -> None:
+    world = World()
+    async with cluster("n1") as c, c.client() as client:
+        await c.serve(world.server(max_concurrency=1))
+        results = await asyncio.gather(*(client.run(chain("a", "b"), timeout_s=60) for _ in range(30)))
+        assert {r.state for r in results} == {SagaState.DONE}
+        assert all(count == 1 for count in world.effects.values())

@@ -33,6 +33,8 @@ WHAT A STATUS MEANS (of Do and Undo)
   OK                   see above.
   FAILED_PRECONDITION  the epoch is stale (obligation 3). The coordinator checks whether it still owns the saga and stops if not.
   UNIMPLEMENTED        this server does not offer the action. The coordinator waits for one that does, and calls it.
+  RESOURCE_EXHAUSTED   the server is too busy and has not begun with the call. It is made again after a pause, there or elsewhere, and
+                       does not count as an attempt.
   any other, a broken connection, or no answer by the deadline: the outcome is unknown. The coordinator repeats the call with the same
                        key under the node's retry policy. When that is exhausted the node is undone, so an Undo must cope
                        with an action that half happened or never did.
