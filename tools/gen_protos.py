@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> int:
     """Writes the generated package into the folder named by the first argument (default: client/)."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "client"
-    package = out / "sec_protos"
-    shutil.rmtree(package, ignore_errors=True)
     scratch = out / "_gen"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
+    # Built aside and put in place at the end, so that whoever imports it meanwhile does not find half of it.
+    package = scratch / "sec_protos"
     protos = sorted((ROOT / "protos").rglob("*.proto"))
     plugins = Path(sys.executable).parent
     status = protoc.main(
@@ -34,8 +34,8 @@ def main() -> int:
             f"--plugin=protoc-gen-mypy_grpc={plugins / 'protoc-gen-mypy_grpc'}",
             f"--python_out={scratch}",
             f"--grpc_python_out={scratch}",
-            f"--mypy_out={scratch}",
-            f"--mypy_grpc_out={scratch}",
+            f"--mypy_out=quiet:{scratch}",
+            f"--mypy_grpc_out=quiet:{scratch}",
             *(str(p) for p in protos),
         ]
     )
@@ -54,6 +54,8 @@ def main() -> int:
     for folder in sorted(p for p in package.rglob("*") if p.is_dir()):
         (folder / "__init__.py").write_text("")
     (package / "py.typed").write_text("")
+    shutil.rmtree(out / "sec_protos", ignore_errors=True)
+    package.rename(out / "sec_protos")
     shutil.rmtree(scratch)
     return 0
 

@@ -10,6 +10,7 @@ The marked blocks of a page are one scenario: they run one after the other in on
 mark are for reading only.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -139,10 +140,8 @@ def _run(script: str, folder: Path, addresses: Sequence[str]) -> str:
         except subprocess.TimeoutExpired:
             status = None
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
     printed = log.read_text(encoding="utf-8", errors="replace")
     if status != 0:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from docs_support import ROOT, SnippetFailed, first_missing, pages, run_scenario, scenario
 
-WITH_SCENARIOS = [page for page in pages() if scenario(page)]
+# Those of examples/ have tests beside the examples' own.
+WITH_SCENARIOS = [page for page in pages() if "examples" not in page.relative_to(ROOT).parts and scenario(page)]
 
 
 @pytest.mark.parametrize("page", WITH_SCENARIOS, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,0 +1,69 @@
+# Everything here runs in .venv, which is made on first use. A newcomer needs `make demo` and `make test`.
+
+PYTHON ?= python3
+ARGS ?= -n 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# `check` goes from cheap to dear, one after the other, whatever -j says.
+.NOTPARALLEL:
+.PHONY: help install demo test gen check-gen lint format types imports check clean
+
+help: ## Show this list
+	@echo "Usage: make TARGET"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED) ## Make .venv and install the project and its tools into it
+
+$(INSTALLED): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	    echo 'make: "$(PYTHON)" was not found. Install Python 3.11 or later, or name one: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo 'make: "$(PYTHON)" is '"$$("$(PYTHON)" --version 2>&1)"'; this project needs Python 3.11 or later. Name one: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making $(VENV) with $$("$(PYTHON)" --version)."; "$(PYTHON)" -m venv $(VENV); } || { \
+	    rm -rf $(VENV); echo 'make: $(VENV) cannot be made. On Debian and Ubuntu the package python3-venv is needed.' >&2; exit 1; }
+	@echo "Installing the project and its tools into $(VENV); the first time this takes a minute or two."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Run a saga whose owner is killed, and one that fails and unwinds
+	@$(BIN)/python -m examples.demo
+
+test: $(INSTALLED) ## Run the tests; other options: make test ARGS='-n 0 tests/core'
+	@$(BIN)/pytest $(ARGS)
+
+gen: $(INSTALLED) ## Generate client/sec_protos from protos/, and the diagram in docs/design.md
+	@$(BIN)/python tools/gen_protos.py
+	@$(BIN)/python tools/gen_diagram.py
+
+check-gen: $(INSTALLED) ## Fail when what `make gen` generates is not what is there
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && \
+	    $(BIN)/python tools/gen_protos.py "$$fresh" && \
+	    { diff -r -u -x __pycache__ client/sec_protos "$$fresh/sec_protos" || \
+	      { echo 'client/sec_protos is not what protos/ generates: run "make gen".' >&2; exit 1; }; }
+	@$(BIN)/python tools/gen_diagram.py --check
+	@echo "Generated code and diagram are up to date."
+
+lint: $(INSTALLED) ## Check style (ruff)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## Format the code, and mend what ruff can mend
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+types: $(INSTALLED) ## Check types (mypy --strict)
+	@$(BIN)/mypy
+
+imports: $(INSTALLED) ## Check import directions (.importlinter)
+	@$(BIN)/lint-imports --no-logo
+
+check: lint types imports check-gen test ## All of the checks, and then the tests
+
+clean: ## Remove caches and what demo and tests left; .venv stays
+	@rm -rf build dist .demo sec-dev-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

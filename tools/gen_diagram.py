@@ -1,0 +1,67 @@
+"""Writes what docs/design.md shows of the transition tables, from the tables themselves (sec/core/transitions.py).
+
+`make gen` writes it; `make check-gen` and tests/docs fail when the page is not what the tables say.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sec.core.transitions import NODE_TRANSITIONS, SAGA_ACCEPTS, SETTLED, Mark
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "design.md"
+
+
+def record_name(record: type) -> str:
+    """The name of a record's kind in the contract: `UndoStarted` is `undo_started`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", record.__name__).lower()
+
+
+def node_diagram() -> str:
+    """The marks of a node and the records that lead from one to the next, as a mermaid diagram."""
+    lines = ["```mermaid", "stateDiagram-v2", "    direction LR", f"    [*] --> {Mark.NEVER_STARTED.value}"]
+    lines += [f"    {mark.value} --> {target.value}: {record_name(record)}" for (mark, record), target in NODE_TRANSITIONS.items()]
+    lines += [f"    {mark.value} --> [*]" for mark in Mark if mark in SETTLED]
+    return "\n".join([*lines, "```"])
+
+
+def course_table() -> str:
+    """Which records a saga takes on each course, as a table."""
+    lines = ["| course | records it takes |", "|---|---|"]
+    for course, records in SAGA_ACCEPTS.items():
+        names = ", ".join(f"`{name}`" for name in sorted(record_name(r) for r in records))
+        lines.append(f"| {course.value} | {names or 'none: it has ended'} |")
+    return "\n".join(lines)
+
+
+def updated(page: str) -> str:
+    """The page with the generated parts as they should be. Raises `ValueError` when the page has no place for one."""
+    for name, text in (("node diagram", node_diagram()), ("course table", course_table())):
+        begin, end = f"<!-- generated: {name} -->", "<!-- end of generated -->"
+        before, found, rest = page.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f'{PAGE.name} has no place for the {name}: it needs the lines "{begin}" and "{end}".')
+        page = f"{before}{begin}\n{text}\n{end}{after}"
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answers 0; with --check 1 when the page has drifted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, and fail when the page is not up to date")
+    options = parser.parse_args(arguments)
+    page = PAGE.read_text(encoding="utf-8")
+    wanted = updated(page)
+    if options.check and wanted != page:
+        print('docs/design.md does not show the transition tables as they are: run "make gen".', file=sys.stderr)
+        return 1
+    if not options.check:
+        PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
