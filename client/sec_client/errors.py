@@ -127,7 +127,7 @@ class OutcomeIndeterminate(SagaError):
 
 
 class ClusterUnavailable(SagaError):
-    """No SEC node could do the call in the time given: none was reached, or their store is away, or they are draining."""
+    """No SEC node could do the call in the time given: none was reached, or their store is away."""
 
     default_code = "cluster_unavailable"
 
@@ -179,7 +179,6 @@ _BY_CODE: Mapping[str, type[SagaError]] = {
     "store_refused": StoreRefused,
     "outcome_indeterminate": OutcomeIndeterminate,
     "saga_corrupt": SagaCorrupt,
-    "draining": ClusterUnavailable,
 }
 
 # For an answer without an ErrorDetail: from a proxy on the way, from gRPC itself, or from something that is no SEC node.

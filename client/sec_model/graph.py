@@ -100,6 +100,11 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def is_action_name(text: str) -> bool:
+    """Whether a text may name an action."""
+    return _ACTION_NAME.fullmatch(text) is not None
+
+
 def name_rule() -> str:
     """What `is_name` asks for, in words."""
     return _NAME_RULE
@@ -155,7 +160,7 @@ class _Checker:
         full = path + node.name
         match node.kind:
             case ActionNode(action, retry, undo_retry):
-                if not _ACTION_NAME.fullmatch(action):
+                if not is_action_name(action):
                     self.problems.append(
                         f'Node "{full}" calls the action "{action}", which is not a valid name: use {_NAME_RULE}, and "@".'
                     )

@@ -6,6 +6,7 @@ import click
 from sec_client import (
     ClusterUnavailable,
     InvalidArgument,
+    SagaCorrupt,
     SagaError,
     SagaState,
     WaitTimeout,
@@ -45,6 +46,8 @@ def exit_code_of(error: SagaError) -> int:
     match error:
         case ClusterUnavailable():
             return UNAVAILABLE
+        case SagaCorrupt():
+            return STUCK
         case WaitTimeout():
             return TIMED_OUT
         case InvalidArgument():

@@ -18,12 +18,12 @@ from sec.api import requests
 from sec.api.answering import Context, answered, answered_stream, give_up_before
 from sec.api.cluster import ClusterCalls
 from sec.api.errors import ApiError, invalid
-from sec.api.views import folded, node_errors, saga_view, sequenced, stored_summary
+from sec.api.views import corrupt_view, node_errors, saga_view, sequenced, stored_summary
 from sec.api.waiting import RECHECK_S, SettledWatch
 from sec.codec import entries_from_bytes
 from sec.core.errors import CorruptLog
 from sec.core.records import LogEntry, SagaId
-from sec.core.state import SagaState
+from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
 from sec.node.node import SecNode
 from sec.node.owner import wall_clock_us
@@ -93,9 +93,16 @@ class Coordinator(ClusterCalls):
 
     @answered
     async def GetSaga(self, request: pb.GetSagaRequest, context: Context) -> pb.GetSagaResponse:  # noqa: N802
-        stored, graph = await self._load(requests.saga_id(request.saga_id))
+        stored = await self._node.sagas.load(requests.saga_id(request.saga_id))
+        try:
+            if stored.problem:
+                raise CorruptLog(stored.problem)
+            graph = await self._node.definitions.graph(stored.head.definition_hash)
+            state = fold(stored.head.saga_id, graph, stored.entries)
+        except CorruptLog as error:
+            return pb.GetSagaResponse(saga=corrupt_view(stored, str(error)))
         offered = self._node.directory.offered
-        return pb.GetSagaResponse(saga=saga_view(stored, graph, offered, omit_outputs=request.omit_outputs))
+        return pb.GetSagaResponse(saga=saga_view(stored, state, offered, omit_outputs=request.omit_outputs))
 
     @answered
     async def ListSagas(self, request: pb.ListSagasRequest, context: Context) -> pb.ListSagasResponse:  # noqa: N802
@@ -114,8 +121,7 @@ class Coordinator(ClusterCalls):
         try:
             while True:
                 event.clear()
-                stored, graph = await self._load(saga_id)
-                response = _wait_response(stored, graph)
+                response = _wait_response(*await self._load(saga_id))
                 left_s = deadline - loop.time()
                 if response.settled or left_s <= 0 or self._node.stopping:
                     return response
@@ -141,11 +147,9 @@ class Coordinator(ClusterCalls):
         saga_id = requests.saga_id(request.saga_id)
         state: SagaState | None = None
         while True:
-            stored, graph = await self._load(saga_id)
-            if stored.problem:
-                raise CorruptLog(stored.problem)
+            stored, folded = await self._load(saga_id)
             if state is None:
-                state = SagaState(saga_id, graph)
+                state = SagaState(saga_id, folded.graph)
             try:
                 async with aclosing(self._entries(saga_id, stored)) as entries:
                     async for entry in entries:
@@ -172,17 +176,20 @@ class Coordinator(ClusterCalls):
                         for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
                             yield entry
 
-    async def _load(self, saga_id: SagaId) -> tuple[StoredSaga, Graph]:
+    async def _load(self, saga_id: SagaId) -> tuple[StoredSaga, SagaState]:
+        """Raises `CorruptLog` for a saga that cannot be read."""
         stored = await self._node.sagas.load(saga_id)
-        return stored, await self._node.definitions.graph(stored.head.definition_hash)
+        if stored.problem:
+            raise CorruptLog(stored.problem)
+        graph = await self._node.definitions.graph(stored.head.definition_hash)
+        return stored, fold(saga_id, graph, stored.entries)
 
 
-def _wait_response(stored: StoredSaga, graph: Graph) -> pb.WaitSagaResponse:
-    state = folded(stored, graph)
+def _wait_response(stored: StoredSaga, state: SagaState) -> pb.WaitSagaResponse:
     settled = state.course.ended or state.course is Course.STUCK
     response = pb.WaitSagaResponse(summary=stored_summary(stored, state), settled=settled, errors=node_errors(stored, state))
     if state.course is Course.DONE:
-        response.output.CopyFrom(payload_to_proto(state.output_of(graph.final)))
+        response.output.CopyFrom(payload_to_proto(state.output_of(state.graph.final)))
     return response
 
 

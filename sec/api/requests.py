@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from sec_model import Definition, Graph, Payload, compile_graph
 from sec_model.codec import definition_bytes, definition_from_proto, payload_from_proto
 from sec_model.definition import ConstantNode, SubsagaNode
-from sec_model.graph import is_name, name_rule
+from sec_model.graph import is_action_name, is_name, name_rule
 from sec_protos.v1 import common_pb2, coordinator_pb2, definition_pb2
 
 from sec.api.errors import ApiError, invalid
@@ -99,6 +99,9 @@ def registration(message: coordinator_pb2.RegisterActionServerRequest) -> None:
             f'Action server "{instance}" gave the address "{message.address}", which nobody can call.',
             hint="Let it advertise the address that the SEC nodes reach it at.",
         )
+    for action in message.actions:
+        if not is_action_name(action.name):
+            raise invalid(f'Action server "{instance}" offers "{action.name[:200]}", which is not a valid name of an action.')
     if len(message.actions) > 1_000:
         raise invalid(f'Action server "{instance}" offers {len(message.actions)} actions; at most 1000 are allowed.')
 

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from sec_model.codec import payload_to_proto
-from sec_model.graph import Graph, GraphNode, NodeKind
+from sec_model.graph import GraphNode, NodeKind
 from sec_protos.v1 import coordinator_pb2
 
 from sec.codec import record_to_proto
-from sec.core.errors import CorruptLog
 from sec.core.records import LogEntry, Phase
-from sec.core.state import NO_TRIES, SagaState, fold
+from sec.core.state import NO_TRIES, SagaState
 from sec.core.status import NodeState, node_state
 from sec.core.transitions import Course, Mark
 from sec.store.sagas import StoredSaga
@@ -19,26 +18,36 @@ from sec.summaries import node_error, summary_of, unreadable_summary
 _STATE_TO_PROTO = {state: coordinator_pb2.NodeState.Value("NODE_STATE_" + state.name) for state in NodeState}
 
 
-def saga_view(stored: StoredSaga, graph: Graph, offered: AbstractSet[str], *, omit_outputs: bool) -> coordinator_pb2.Saga:
-    """A saga with its nodes. One whose log cannot be folded is shown as corrupt, with the reason and without nodes."""
-    head = stored.head
-    view = coordinator_pb2.Saga(uid=head.uid, definition_hash=head.definition_hash, params=payload_to_proto(head.params))
-    view.next_sequence = len(stored.entries) + 1
-    try:
-        state = folded(stored, graph)
-    except CorruptLog as error:
-        view.summary.CopyFrom(unreadable_summary(head, str(error), 0))
-        view.summary.owner = stored.owner
-        return view
+def saga_view(stored: StoredSaga, state: SagaState, offered: AbstractSet[str], *, omit_outputs: bool) -> coordinator_pb2.Saga:
+    """A saga with its nodes."""
+    view = _bare_view(stored)
     view.summary.CopyFrom(stored_summary(stored, state))
     view.epoch = state.epoch
     view.errors.extend(node_errors(stored, state))
     times_us = _times_us(stored)
-    shown = [node for node in graph.nodes if node.kind is not NodeKind.SUBSAGA_START]
+    shown = [node for node in state.graph.nodes if node.kind is not NodeKind.SUBSAGA_START]
     view.nodes.extend(_node_status(state, node, times_us, offered, omit_outputs) for node in shown)
     if state.course is Course.DONE:
-        view.output.CopyFrom(payload_to_proto(state.output_of(graph.final)))
+        view.output.CopyFrom(payload_to_proto(state.output_of(state.graph.final)))
     return view
+
+
+def corrupt_view(stored: StoredSaga, reason: str) -> coordinator_pb2.Saga:
+    """A saga whose log cannot be folded: without nodes, but with the reason."""
+    view = _bare_view(stored)
+    view.summary.CopyFrom(unreadable_summary(stored.head, reason, 0))
+    view.summary.owner = stored.owner
+    return view
+
+
+def _bare_view(stored: StoredSaga) -> coordinator_pb2.Saga:
+    head = stored.head
+    return coordinator_pb2.Saga(
+        uid=head.uid,
+        definition_hash=head.definition_hash,
+        params=payload_to_proto(head.params),
+        next_sequence=len(stored.entries) + 1,
+    )
 
 
 def stored_summary(stored: StoredSaga, state: SagaState) -> coordinator_pb2.SagaSummary:
@@ -57,13 +66,6 @@ def node_errors(stored: StoredSaga, state: SagaState) -> list[coordinator_pb2.No
 
 def _times_us(stored: StoredSaga) -> dict[int, int]:
     return {entry.sequence: entry.time_us for entry in stored.entries}
-
-
-def folded(stored: StoredSaga, graph: Graph) -> SagaState:
-    """The state that a stored log implies. Raises `CorruptLog`."""
-    if stored.problem:
-        raise CorruptLog(stored.problem)
-    return fold(stored.head.saga_id, graph, stored.entries)
 
 
 def sequenced(entry: LogEntry) -> coordinator_pb2.SequencedRecord:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from sec.core.records import SagaId, SecNodeName
 from sec.store.election import Election
 from sec.store.keys import Keys, last_segment
-from sec.store.kv import Get, GetResult, Kv, KvError, Txn, prefix_end
+from sec.store.kv import Get, Kv, KvError, prefix_end
+from sec.store.reads import read_together
 from sec.store.session import Session, SessionLost
 
 _log = logging.getLogger(__name__)
@@ -66,10 +67,8 @@ class Leader:
     async def unowned(self) -> set[SagaId]:
         """The active sagas without an owner, read from the store at one revision."""
         actives, owners = self._keys.actives, self._keys.owners
-        result = await self._kv.txn(
-            Txn(then=[Get(actives, prefix_end(actives), keys_only=True), Get(owners, prefix_end(owners), keys_only=True)])
-        )
+        gets = [Get(prefix, prefix_end(prefix), keys_only=True) for prefix in (actives, owners)]
         active, owned = (
-            {SagaId(last_segment(item.key)) for item in answer.items} for answer in result.results if isinstance(answer, GetResult)
+            {SagaId(last_segment(item.key)) for item in answer.items} for answer in await read_together(self._kv, gets)
         )
         return active - owned

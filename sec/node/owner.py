@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
 from sec_model import Graph
 
@@ -24,13 +24,16 @@ from sec.node.settings import Settings
 from sec.store.definitions import DefinitionStore
 from sec.store.errors import Fenced, WrongState
 from sec.store.keys import Keys
-from sec.store.kv import KvError, LeaseNotFound
+from sec.store.kv import KvError, KvRefused, LeaseNotFound
 from sec.store.mirror import Mirror
 from sec.store.sagas import Claimed, GiveUp, Ownership, SagaHead, SagaStore, Submitted
 from sec.store.session import Session
 from sec.summaries import summary_of, unreadable_summary
 
 _log = logging.getLogger(__name__)
+
+REFUSED_PAUSE_S = 1.0
+"""Before a write that the store refused is tried again."""
 
 WriteFirst = Callable[[tuple[Record, ...], Ownership | None], Awaitable[Submitted]]
 
@@ -54,8 +57,8 @@ class Owner:
         rng: random.Random,
     ) -> None:
         self.drivers: dict[SagaId, SagaDriver] = {}
-        self.unreadable: dict[SagaId, str] = {}
-        """Sagas that are ours although their logs cannot be folded, with the reason: kept so that nobody tries again and again."""
+        self.unreadable: dict[SagaId, Epoch] = {}
+        """Sagas that are ours although their logs cannot be folded: kept so that nobody tries again and again."""
         self._settings = settings
         self._sagas = sagas
         self._definitions = definitions
@@ -93,12 +96,10 @@ class Owner:
         self._claims.disable()
         self._session = None
         drivers, self.drivers = self.drivers, {}
+        ours = [(d.saga_id, d.epoch) for d in drivers.values()] + list(self.unreadable.items())
         self.unreadable.clear()
         await asyncio.gather(*(driver.close() for driver in drivers.values()))
-        try:
-            await self._sagas.release([(d.saga_id, d.epoch) for d in drivers.values()], self._give_up(session))
-        except KvError as error:
-            _log.warning("Ownership could not be given up and goes with the session instead: %s", error)
+        await self._release(session, ours)
         _log.info('SEC node "%s" handed over %d sagas.', self._settings.name, len(drivers))
 
     def set_claimers(self, nodes: Iterable[SecNodeName]) -> None:
@@ -221,7 +222,7 @@ class Owner:
             return
         except KvError as error:
             _log.warning('The definition of saga "%s" could not be read; giving the saga up: %s', head.saga_id, error)
-            await self._sagas.release([(head.saga_id, claimed.epoch)], self._give_up(session))
+            await self._release(session, [(head.saga_id, claimed.epoch)])
             return
         if self._session is session:
             driver = SagaDriver(head, state, claimed.epoch, self)
@@ -231,12 +232,26 @@ class Owner:
     async def _cannot_read(self, session: Session, head: SagaHead, epoch: Epoch, reason: str) -> None:
         _log.error('SEC node "%s" cannot run saga "%s": %s', self._settings.name, head.saga_id, reason)
         if self._session is session:
-            self.unreadable[head.saga_id] = reason
+            self.unreadable[head.saga_id] = epoch
         summary = unreadable_summary(head, reason, wall_clock_us())
         try:
             await self._sagas.update_summary(head.saga_id, epoch, summary, self._give_up(session))
         except (KvError, Fenced) as error:
             _log.warning('It could not be noted that saga "%s" cannot be read: %s', head.saga_id, error)
+
+    async def _release(self, session: Session, sagas: Sequence[tuple[SagaId, Epoch]]) -> None:
+        """Lets others claim sagas. What the store refuses to let go of is tried again while the session lasts, and goes with it otherwise."""
+        while sagas and session.alive():
+            try:
+                await self._sagas.release(sagas, self._give_up(session))
+            except KvRefused as error:
+                _log.warning("Ownership of %d sagas cannot be given up yet: %s", len(sagas), error)
+                await asyncio.sleep(REFUSED_PAUSE_S)
+            except KvError as error:
+                _log.warning("Ownership could not be given up and goes with the session instead: %s", error)
+                return
+            else:
+                return
 
     @staticmethod
     def _give_up(session: Session) -> GiveUp:
@@ -278,15 +293,27 @@ class Owner:
         state = driver.state
         changed = ready.course is not state.course or ready.mishaps != state.mishaps
         summary = summary_of(driver.head, ready.course, ready.mishaps, now_us=wall_clock_us()) if changed else None
-        await self._sagas.append(
-            driver.saga_id,
-            driver.epoch,
-            state.next_sequence,
-            ready.records,
-            summary=summary,
-            ended=ready.course.ended,
-            give_up=self._give_up(session),
-        )
+        refused = False
+        while True:
+            try:
+                await self._sagas.append(
+                    driver.saga_id,
+                    driver.epoch,
+                    state.next_sequence,
+                    ready.records,
+                    summary=summary,
+                    ended=ready.course.ended,
+                    give_up=self._give_up(session),
+                )
+            except KvRefused as error:  # out of space, most likely: the saga waits with us until somebody has made some
+                if not session.alive() or driver.closed:
+                    raise
+                if not refused:
+                    _log.error('The store refuses records of saga "%s", which waits: %s', driver.saga_id, error)
+                refused = True
+                await asyncio.sleep(REFUSED_PAUSE_S)
+            else:
+                return
 
     async def wait_for_server(self, action: str) -> None:
         await self._directory.wait_for(action)
@@ -301,16 +328,23 @@ class Owner:
         self._forget(driver)
 
     def lost(self, driver: SagaDriver, reason: str) -> None:
+        """The owner key may still be ours, if the driver was in doubt: without letting go of it nobody else could claim the saga."""
         self._forget(driver)
         _log.warning('SEC node "%s" let go of a saga. %s', self._settings.name, reason)
+        if self._session is not None:
+            self._note(self._release(self._session, [(driver.saga_id, driver.epoch)]))
 
     def broken(self, driver: SagaDriver, reason: str) -> None:
         """A fault of ours must not turn into a loop of takeovers: the saga stays where it is, and is shown as one that cannot be run."""
         self._forget(driver)
         if self._session is not None:
-            task = asyncio.get_running_loop().create_task(self._cannot_read(self._session, driver.head, driver.epoch, reason))
-            self._notes.add(task)
-            task.add_done_callback(self._notes.discard)
+            self._note(self._cannot_read(self._session, driver.head, driver.epoch, reason))
+
+    def _note(self, work: Coroutine[None, None, None]) -> None:
+        """Has something written for which a driver, which is closed, cannot wait."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
 
     def _forget(self, driver: SagaDriver) -> None:
         if self.drivers.get(driver.saga_id) is driver:

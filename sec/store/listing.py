@@ -13,7 +13,7 @@ from sec_protos.v1 import coordinator_pb2
 
 from sec.store.errors import InvalidPageToken, PageTokenExpired
 from sec.store.keys import Keys, last_segment
-from sec.store.kv import Compacted, Get, GetResult, Kv, Revision, Txn, prefix_end
+from sec.store.kv import Compacted, Get, GetResult, Kv, Revision, prefix_end
 
 Summary = coordinator_pb2.SagaSummary
 
@@ -128,7 +128,7 @@ class SagaListing:
             ) from error
 
     async def _now(self) -> _Position:
-        result = await self._kv.txn(Txn(then=[Get(self._keys.actives)]))
+        result = await self._kv.get(Get(self._keys.actives, keys_only=True))
         return _Position(result.revision, 0, "")
 
     def _position(self, token: str) -> _Position:

@@ -44,6 +44,7 @@ from sec.store.kv import (
     exists,
     prefix_end,
 )
+from sec.store.reads import read_together
 
 Summary = coordinator_pb2.SagaSummary
 GiveUp = Callable[[], bool]
@@ -238,7 +239,7 @@ class SagaStore:
     async def _claim(self, saga_id: SagaId, owner: Ownership, give_up: GiveUp) -> Claimed | None:
         keys = self._keys
         put = Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease)
-        reads: list[Op] = self._reads(saga_id)
+        reads = self._reads(saga_id)
         txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], reads)
         result = await self._commit(saga_id, txn, give_up)
         if result.succeeded:
@@ -264,12 +265,12 @@ class SagaStore:
 
     async def load(self, saga_id: SagaId) -> StoredSaga:
         """A saga with its log, at one revision, linearizably. Raises `SagaNotFound`."""
-        result = await self._kv.txn(Txn(then=self._reads(saga_id)))
-        if _only(result.results[0]) is None:
+        results = await read_together(self._kv, self._reads(saga_id))
+        if not any(result.items for result in results):
             raise SagaNotFound(f'There is no saga "{saga_id}". See "secctl saga list".')
-        return self._stored(saga_id, result.results, result.revision)
+        return self._stored(saga_id, results, results[0].revision)
 
-    def _reads(self, saga_id: SagaId) -> list[Op]:
+    def _reads(self, saga_id: SagaId) -> list[Get]:
         log = self._keys.log(saga_id)
         return [Get(self._keys.saga(saga_id)), Get(log, prefix_end(log)), Get(self._keys.owner(saga_id))]
 

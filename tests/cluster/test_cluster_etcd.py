@@ -1,21 +1,25 @@
 """An etcd that hangs, is not there yet, or loses a member: the nodes stop in time, say so, and go on by themselves."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
 import pytest
+from aetcd import rpc
 from cluster_support import Stage
 from grpc_health.v1 import health_pb2
-from sec_client import ClusterUnavailable, Saga, SagaState, action
+from sec_client import ClusterUnavailable, Saga, SagaState, StoreRefused, action
 from sec_client import aio as sec_aio
 from waiting_support import eventually
 
 from sec.dev.cluster import DevCluster
 from sec.dev.etcd import EmbeddedEtcd
 from sec.dev.processes import free_ports
+from sec.store.etcd import EtcdConfig, EtcdKv
+from sec.store.kv import KvRefused, Put, Txn, prefix_end
 
 CHAIN = Saga("chain").append(action("a", "step")).append(action("b", "step")).build()
 
@@ -93,3 +97,55 @@ async def test_sagas_go_on_when_a_member_of_etcd_is_killed(tmp_path: Path) -> No
             results = await asyncio.gather(*(client.wait(saga_id, timeout_s=60) for saga_id in ids))
             assert {r.state for r in results} == {SagaState.DONE}
             assert all(stage.done(saga_id) == {"a": 1, "b": 1} for saga_id in ids)
+
+
+async def fill(kv: EtcdKv) -> None:
+    """Writes until there is no space left."""
+    for number in range(200):
+        try:
+            await kv.txn(Txn(then=[Put(b"/ballast/%d" % number, os.urandom(1_000_000))]))
+        except KvRefused:
+            return
+    raise AssertionError("this etcd has no quota")
+
+
+async def make_space(target: str) -> None:
+    """What an operator does with etcdctl: del, compact, defrag, alarm disarm."""
+    async with rpc.insecure_channel(target.removeprefix("http://")) as channel:
+        store = rpc.KVStub(channel)
+        deleted = await store.DeleteRange(rpc.DeleteRangeRequest(key=b"/ballast/", range_end=prefix_end(b"/ballast/")))
+        await store.Compact(rpc.CompactionRequest(revision=deleted.header.revision, physical=True))
+        maintenance = rpc.MaintenanceStub(channel)
+        await maintenance.Defragment(rpc.DefragmentRequest())
+        alarms = await maintenance.Alarm(rpc.AlarmRequest(action=rpc.AlarmRequest.GET))
+        for alarm in alarms.alarms:
+            await maintenance.Alarm(
+                rpc.AlarmRequest(action=rpc.AlarmRequest.DEACTIVATE, memberID=alarm.memberID, alarm=alarm.alarm)
+            )
+
+
+async def test_sagas_wait_while_etcd_is_out_of_space_and_go_on_when_there_is_some(tmp_path: Path) -> None:
+    quota = ["--quota-backend-bytes=16777216"]
+    with (
+        EmbeddedEtcd(tmp_path / "etcd", unsafe_no_fsync=True, extra=quota) as etcd,
+        DevCluster(tmp_path / "sec", nodes=2, etcd_endpoints=etcd.endpoints) as cluster,
+    ):
+        kv = EtcdKv(EtcdConfig(etcd.endpoints))
+        async with stage_of(cluster, tmp_path) as stage, stage.client() as client:
+            saga_id = (await client.submit(CHAIN, params={"hold": ["a"]})).saga_id
+            await stage.held(saga_id, "a", "do")
+            await fill(kv)
+            stage.gate.touch()
+
+            async def waits() -> bool:
+                logs = "".join(cluster.log(name).read_text() for name in cluster.names)
+                return f'The store refuses records of saga "{saga_id}"' in logs
+
+            await eventually(waits)
+            assert (await client.get(saga_id)).state is SagaState.RUNNING, "it can still be read"
+            with pytest.raises(StoreRefused):
+                await client.submit(CHAIN)
+            await make_space(etcd.endpoints[0])
+            assert (await client.wait(saga_id, timeout_s=60)).state is SagaState.DONE
+            assert stage.done(saga_id) == {"a": 1, "b": 1}
+        await kv.aclose()

@@ -1,9 +1,13 @@
 """Finding and calling action servers: who is called, who is not, and what a saga does while nobody can be."""
 
 import asyncio
+from typing import Any
 
+import grpc
+import grpc.aio
 from inprocess_support import FAST, World, chain, cluster
 from sec_client import NodeState, Phase, RetryPolicy, Saga, SagaState, action
+from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc, common_pb2
 from waiting_support import until
 
 from sec.core.records import AttemptUnknown, SagaId, Started
@@ -131,3 +135,37 @@ async def test_a_rush_of_sagas_waits_for_a_busy_server_and_does_not_fail() -> No
         results = await asyncio.gather(*(client.run(chain("a", "b"), timeout_s=60) for _ in range(30)))
         assert {r.state for r in results} == {SagaState.DONE}
         assert all(count == 1 for count in world.effects.values())
+
+
+class Refusing(action_server_pb2_grpc.ActionServerServicer):
+    """An action server that calls the first call stale, whatever its epoch is."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def Describe(self, request: Any, context: Any) -> action_server_pb2.DescribeResponse:  # noqa: N802
+        return action_server_pb2.DescribeResponse(actions=[action_server_pb2.ActionDescription(name="step")])
+
+    async def Do(self, request: Any, context: Any) -> action_server_pb2.DoResponse:  # noqa: N802
+        self.calls += 1
+        if self.calls == 1:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a higher epoch was seen")
+        return action_server_pb2.DoResponse(output=common_pb2.Payload(data=b"1"))
+
+
+async def test_an_owner_that_is_called_stale_asks_the_store_and_goes_on() -> None:
+    """Also: an action server without kit, registration and health service."""
+    servicer, server = Refusing(), grpc.aio.server()
+    action_server_pb2_grpc.add_ActionServerServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with cluster("n1", action_servers=(f"127.0.0.1:{port}",)) as c, c.client() as client:
+            await until(lambda: "step" in c.members["n1"].node.directory.offered)
+            result = await client.run(chain("a"), timeout_s=20)
+            assert result.state is SagaState.DONE
+            entries = (await c.members["n1"].node.sagas.load(SagaId(result.saga_id))).entries
+            (missing,) = [e.record for e in entries if isinstance(e.record, AttemptUnknown)]
+            assert missing.error.code == "stale_epoch"
+    finally:
+        await server.stop(0)

@@ -158,6 +158,10 @@ async def test_a_saga_that_cannot_be_read_stays_with_one_node_and_harms_no_other
             assert view.summary.state is SagaState.CORRUPT
             world.gate.set()
             assert (await client.wait("good", timeout_s=20)).state is SagaState.DONE
+            await client.drain("n2", undo=True)
+            await client.drain("n1")
+            await until(lambda: "bad" in c.members["n2"].node.owner.unreadable)
+            assert not first.unreadable, "a drained node gives away what it cannot run, too"
 
 
 def test_claims_are_spread_evenly_and_alike_on_every_node() -> None:
