@@ -48,7 +48,7 @@ async def test_what_a_handler_sees() -> None:
     assert seen["ids"] == ("s1", "u1", "n1", "look", "k1", 1, 1, "sec-1")
     assert seen["phase"] is Phase.DO
     assert (seen["params"], seen["inputs"]) == ({"p": 1}, {"a": [1], "b": None})
-    assert 0 < seen["remaining_s"] <= DEADLINE_S
+    assert 0 < seen["remaining_s"] <= 1.02 * DEADLINE_S, "gRPC rounds the time left up, to two or three digits, when it sends it"
     assert seen["deadline"] is not None
     assert seen["thread"] is False
 
