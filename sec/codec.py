@@ -1,11 +1,14 @@
 """Records of the core as messages of the contract, and back. A kind of record that this version does not know is an error."""
 
 from sec_model.codec import payload_from_proto, payload_to_proto
+from sec_model.commands_codec import PHASE_FROM_PROTO, PHASE_TO_PROTO, command_from_proto, command_to_proto
 from sec_protos.v1 import common_pb2, records_pb2
 
 from sec.core.errors import CorruptLog
 from sec.core.records import (
     AttemptUnknown,
+    BreakpointHit,
+    Commanded,
     Created,
     Done,
     Epoch,
@@ -16,7 +19,6 @@ from sec.core.records import (
     Outcome,
     OutcomeUnknown,
     OwnerChanged,
-    Phase,
     Record,
     SecNodeName,
     Started,
@@ -28,8 +30,6 @@ from sec.core.records import (
     UndoStarted,
 )
 
-PHASE_TO_PROTO = {Phase.DO: common_pb2.PHASE_DO, Phase.UNDO: common_pb2.PHASE_UNDO}
-_PHASE_FROM_PROTO = {number: phase for phase, number in PHASE_TO_PROTO.items()}
 _OUTCOME_TO_PROTO = {Outcome.DONE: records_pb2.OUTCOME_DONE, Outcome.UNDONE: records_pb2.OUTCOME_UNDONE}
 _OUTCOME_FROM_PROTO = {number: outcome for outcome, number in _OUTCOME_TO_PROTO.items()}
 
@@ -79,6 +79,11 @@ def record_to_proto(record: Record) -> records_pb2.Record:
             return r.Record(undo_failed=r.UndoFailed(node=node, error=fault_to_proto(error)))
         case UndoSkipped(node, reason):
             return r.Record(undo_skipped=r.UndoSkipped(node=node, reason=reason))
+        case Commanded(command_id, by, command, refused):
+            message = command_to_proto(command)
+            return r.Record(commanded=r.Commanded(command_id=command_id, by=by, command=message, refused=refused))
+        case BreakpointHit(node, after):
+            return r.Record(breakpoint_hit=r.BreakpointHit(node=node, after=after))
         case Done(outcome):
             return r.Record(done=r.Done(outcome=_OUTCOME_TO_PROTO[outcome]))
 
@@ -103,9 +108,9 @@ def record_from_proto(message: records_pb2.Record) -> Record:
         case "failed":
             return Failed(NodePath(body.node), fault_from_proto(body.error))
         case "attempt_unknown":
-            if body.phase not in _PHASE_FROM_PROTO:
+            if body.phase not in PHASE_FROM_PROTO:
                 raise CorruptLog(f'A record of node "{body.node}" has the unknown phase {body.phase}.')
-            phase = _PHASE_FROM_PROTO[body.phase]
+            phase = PHASE_FROM_PROTO[body.phase]
             return AttemptUnknown(NodePath(body.node), phase, body.attempt, fault_from_proto(body.error), body.spent_s)
         case "outcome_unknown":
             return OutcomeUnknown(NodePath(body.node), fault_from_proto(body.error))
@@ -117,6 +122,14 @@ def record_from_proto(message: records_pb2.Record) -> Record:
             return UndoFailed(NodePath(body.node), fault_from_proto(body.error))
         case "undo_skipped":
             return UndoSkipped(NodePath(body.node), body.reason)
+        case "commanded":
+            try:
+                command = command_from_proto(body.command)
+            except ValueError as error:
+                raise CorruptLog(f'The record of command "{body.command_id}" cannot be read: {error}') from error
+            return Commanded(body.command_id, body.by, command, body.refused)
+        case "breakpoint_hit":
+            return BreakpointHit(NodePath(body.node), body.after)
         case "done":
             if body.outcome not in _OUTCOME_FROM_PROTO:
                 raise CorruptLog(f"The last record has the unknown outcome {body.outcome}.")

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+from sec_model.commands_codec import PHASE_TO_PROTO
 from sec_protos.v1 import coordinator_pb2
 
-from sec.codec import PHASE_TO_PROTO, fault_to_proto
+from sec.codec import fault_to_proto
+from sec.core.controls import Controls
 from sec.core.records import Phase
 from sec.core.state import Mishap
 from sec.core.transitions import Course
@@ -24,7 +26,13 @@ STATE_OF_COURSE = {
 
 
 def summary_of(
-    head: SagaHead, course: Course, mishaps: tuple[Mishap, ...], *, now_us: int = 0, times_us: Mapping[int, int] | None = None
+    head: SagaHead,
+    course: Course,
+    mishaps: tuple[Mishap, ...],
+    *,
+    controls: Controls | None = None,
+    now_us: int = 0,
+    times_us: Mapping[int, int] | None = None,
 ) -> Summary:
     """The summary of a saga. `now_us` becomes the time of its end, if it has ended, and of mishaps whose time `times_us` (by sequence
     number) does not tell."""
@@ -36,6 +44,8 @@ def summary_of(
         labels=head.labels,
         created_us=head.created_us,
         ended_us=now_us if course.ended else 0,
+        paused=controls is not None and controls.paused and not course.ended,
+        pause_reason="" if controls is None or course.ended else controls.pause_reason,
         error=None if mishap is None else node_error(mishap, (times_us or {}).get(mishap.sequence, now_us)),
     )
 

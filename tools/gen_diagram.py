@@ -1,6 +1,6 @@
-"""Writes what docs/design.md shows of the transition tables, from the tables themselves (sec/core/transitions.py).
+"""Writes what docs/design.md and docs/semantics.md show of the transition tables, from the tables themselves (sec/core/transitions.py).
 
-`make gen` writes it; `make check-gen` and tests/docs fail when the page is not what the tables say.
+`make gen` writes it; `make check-gen` and tests/docs fail when a page is not what the tables say.
 """
 
 import argparse
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sec.core.transitions import NODE_TRANSITIONS, SAGA_ACCEPTS, SETTLED, Mark
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "design.md"
+_DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = (_DOCS / "design.md", _DOCS / "semantics.md")
 
 
 def record_name(record: type) -> str:
@@ -43,24 +44,28 @@ def updated(page: str) -> str:
         before, found, rest = page.partition(begin)
         _, closed, after = rest.partition(end)
         if not (found and closed):
-            raise ValueError(f'{PAGE.name} has no place for the {name}: it needs the lines "{begin}" and "{end}".')
+            raise ValueError(f'There is no place for the {name}: the page needs the lines "{begin}" and "{end}".')
         page = f"{before}{begin}\n{text}\n{end}{after}"
     return page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Answers 0; with --check 1 when the page has drifted."""
+    """Answers 0; with --check 1 when a page has drifted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing, and fail when the page is not up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing, and fail when a page is not up to date")
     options = parser.parse_args(arguments)
-    page = PAGE.read_text(encoding="utf-8")
-    wanted = updated(page)
-    if options.check and wanted != page:
-        print('docs/design.md does not show the transition tables as they are: run "make gen".', file=sys.stderr)
-        return 1
-    if not options.check:
-        PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    drifted = False
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        wanted = updated(text)
+        if wanted == text:
+            continue
+        if options.check:
+            print(f'{page.name} does not show the transition tables as they are: run "make gen".', file=sys.stderr)
+            drifted = True
+        else:
+            page.write_text(wanted, encoding="utf-8")
+    return int(drifted)
 
 
 if __name__ == "__main__":

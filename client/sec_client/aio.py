@@ -9,13 +9,16 @@ All raise `SagaError` (`sec_client.errors`), `ClusterUnavailable` among them whe
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
 import grpc.aio
 from sec_model import Definition, DefinitionError, Payload, Saga, compile_graph
 from sec_model.codec import definition_to_proto, payload_to_proto
+from sec_model.commands import Command
+from sec_model.commands_codec import command_to_proto
 from sec_protos.v1 import coordinator_pb2 as pb
 
 from sec_client import decode
@@ -104,6 +107,38 @@ class Client:
             if not e.repeated:  # otherwise it was an earlier try of this call that started it
                 raise
 
+    async def command(self, saga_id: str, command: Command, *, by: str = "", command_id: str | None = None) -> str:
+        """Gives a saga a command: `command("s1", Pause("maintenance"))`. Returns its id when it is durable; the saga's owner takes it up.
+
+        The record "commanded" with this id in the saga's log says that it was taken up, or, should the saga have gone on meanwhile, why it
+        was `refused`. Without a `command_id` one is drawn here, so that the call can be repeated. `by` is kept in the log.
+        Raises `WrongState` when it makes no sense as the saga stands.
+        """
+        command_id = command_id or new_saga_id()
+        message = pb.CommandSagaRequest(saga_id=saga_id, command_id=command_id, by=by, command=command_to_proto(command))
+        await self._cluster.call(lambda stub: stub.CommandSaga, message, saga_id=saga_id)
+        return command_id
+
+    async def taken_up(self, saga_id: str, command_id: str, *, timeout_s: float = 10.0) -> LogRecord:
+        """Waits until the owner of a saga has taken up a command, and answers the record that says so.
+
+        Raises `WrongState` when the owner refused it, and `WaitTimeout` when it was not taken up in time: it will be, unless the saga ends first.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with aclosing(self.watch(saga_id)) as records:
+                    async for record in records:
+                        if record.kind == "commanded" and record.fields.get("command_id") == command_id:
+                            if refused := record.fields.get("refused"):
+                                raise WrongState(refused, code="wrong_state", saga_id=saga_id)
+                            return record
+        except TimeoutError as error:
+            message = f'The command "{command_id}" was not taken up by the owner of saga "{saga_id}" within {timeout_s:g} s.'
+            raise WaitTimeout(message, saga_id=saga_id) from error
+        raise WrongState(
+            f'Saga "{saga_id}" ended before the command "{command_id}" was taken up.', code="wrong_state", saga_id=saga_id
+        )
+
     async def get(self, saga_id: str, *, outputs: bool = True) -> SagaView:
         """The saga and all of its nodes, as of now. Without `outputs` the outputs of the nodes are left out."""
         message = pb.GetSagaRequest(saga_id=saga_id, omit_outputs=not outputs)
@@ -154,7 +189,7 @@ class Client:
             if not token:
                 return
 
-    async def watch(self, saga_id: str, from_sequence: int = 1) -> AsyncIterator[LogRecord]:
+    async def watch(self, saga_id: str, from_sequence: int = 1) -> AsyncGenerator[LogRecord, None]:
         """The records of a saga from `from_sequence` on, then each new one as it becomes durable; ends when the saga has ended.
 
         A node that dies or hangs meanwhile is left for another: nothing is missed and nothing comes twice. Close the iterator

@@ -78,6 +78,8 @@ def summary(message: coordinator_pb2.SagaSummary) -> SagaSummary:
         created=time_of(message.created_us),
         ended=time_of(message.ended_us),
         error=node_error(message.error) if message.HasField("error") else None,
+        paused=message.paused,
+        pause_reason=message.pause_reason,
     )
 
 

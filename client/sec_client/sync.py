@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sec_model import Definition, Saga
+from sec_model.commands import Command
 
 from sec_client import aio
 from sec_client.errors import SagaError
@@ -78,6 +79,14 @@ class Client:
     def start(self, saga_id: str) -> None:
         """Starts a saga that was submitted with `start=False`. Raises `WrongState` when it has been started or has ended."""
         self._run(self._client.start(saga_id))
+
+    def command(self, saga_id: str, command: Command, *, by: str = "", command_id: str | None = None) -> str:
+        """Gives a saga a command, and returns its id when it is durable. See `sec_client.aio.Client.command`."""
+        return self._run(self._client.command(saga_id, command, by=by, command_id=command_id))
+
+    def taken_up(self, saga_id: str, command_id: str, *, timeout_s: float = 10.0) -> LogRecord:
+        """Waits until the owner of a saga has taken up a command. See `sec_client.aio.Client.taken_up`."""
+        return self._run(self._client.taken_up(saga_id, command_id, timeout_s=timeout_s))
 
     def get(self, saga_id: str, *, outputs: bool = True) -> SagaView:
         """The saga and all of its nodes, as of now."""

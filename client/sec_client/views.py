@@ -93,6 +93,9 @@ class SagaSummary:
     created: datetime | None = None
     ended: datetime | None = None
     error: NodeError | None = None
+    paused: bool = False
+    """An operator or a breakpoint holds it; `pause_reason` says why."""
+    pause_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import sys
 import click
 from sec_client import Tls
 
+from secctl import controls
 from secctl.cluster import action, node
 from secctl.errors import EXIT_CODES, BadInput
 from secctl.sagas import saga
@@ -67,6 +68,8 @@ def cli(
     )
 
 
+for control in controls.COMMANDS:
+    saga.add_command(control)
 cli.add_command(saga)
 cli.add_command(node)
 cli.add_command(action)

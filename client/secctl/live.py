@@ -19,7 +19,7 @@ async def follow(client: aio.Client, saga_id: str, console: Console) -> SagaView
     changed = asyncio.Event()
 
     async def watch() -> None:
-        async with aclosing(client.watch(saga_id, view.next_sequence)) as records:  # type: ignore[type-var] # it is a generator
+        async with aclosing(client.watch(saga_id, view.next_sequence)) as records:
             async for _ in records:
                 changed.set()
 

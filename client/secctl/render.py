@@ -59,6 +59,8 @@ def tree(saga: SagaView) -> Text:
     summary = saga.summary
     out = Text()
     out.append(f'saga "{summary.saga_id}" ({summary.name}): ').append(str(summary.state), SAGA_STYLES[summary.state])
+    if summary.paused:
+        out.append(f", paused: {clean(summary.pause_reason)}" if summary.pause_reason else ", paused", "bold yellow")
     out.append(f", owned by {summary.owner}" if summary.owner else "").append("\n")
     _stages(saga.nodes, "", "", out)
     if saga.errors:

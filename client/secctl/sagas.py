@@ -10,8 +10,10 @@ from sec_client import LogRecord, SagaResult, SagaState
 
 from secctl import live, render, shapes
 from secctl.dot import dot
+from secctl.drawing import draw, drawing_format
 from secctl.errors import EXIT_CODES, exit_code_of_state
-from secctl.settings import Settings, common
+from secctl.export import read_log, write_log
+from secctl.settings import Settings, common, connected
 from secctl.sources import load_params, load_saga, parse_labels
 
 _STATES = [str(state) for state in SagaState if state is not SagaState.UNKNOWN]
@@ -138,14 +140,28 @@ def list_(settings: Settings, states: tuple[str, ...], name: str, labels: tuple[
     "--from", "from_sequence", type=click.IntRange(min=1), default=1, show_default=True, help="Sequence number to begin with."
 )
 @click.option("--follow", "-f", is_flag=True, help="Go on with each new record until the saga has ended.")
-def log(settings: Settings, saga_id: str, from_sequence: int, follow: bool) -> None:
+@click.option("--export", metavar="FILE|-", help="Write all of it to a file, for `sec debug recover`; - is stdout.")
+def log(settings: Settings, saga_id: str, from_sequence: int, follow: bool, export: str | None) -> None:
     """Show the log of a saga: one record a line, with its sequence number, time, epoch and writer.
+
+    With --export it is written as JSON lines: what the saga was submitted with, and then the records as the contract has them, with nothing
+    left out. Such a file can be folded without a cluster: see `sec debug recover --help`.
 
     \b
     Examples:
       secctl saga log trip-4711
       secctl saga log trip-4711 --follow --output json
+      secctl saga log trip-4711 --export trip-4711.jsonl
     """
+    if export is not None:
+        if follow or from_sequence > 1:
+            raise click.UsageError("--export writes the whole log as it stands: leave out --follow and --from.")
+        lines = asyncio.run(read_log(settings, saga_id))
+        write_log(lines, export)
+        if export != "-":
+            shown = Text(f"{len(lines) - 1} records were written to {export}.\n")
+            settings.show(shown, {"saga_id": saga_id, "file": export, "records": len(lines) - 1})
+        return
     with settings.client() as client:
         if follow:
             for record in client.watch(saga_id, from_sequence):
@@ -218,6 +234,27 @@ def dot_(settings: Settings, saga_id: str) -> None:
     with settings.client() as client:
         text = dot(client.get(saga_id, outputs=False))
     settings.show(Text(text), {"dot": text})
+
+
+@saga.command()
+@connected
+@click.argument("saga_id")
+@click.option("--output", "-o", "path", required=True, metavar="FILE", help="The picture to write: .svg, .png or .dot.")
+def graph(settings: Settings, saga_id: str, path: str) -> None:
+    """Draw a saga as a picture, with the states of its nodes as colours.
+
+    For .svg and .png the program "dot" of Graphviz must be installed; a .dot file, which is what `secctl saga dot` prints, needs nothing.
+
+    \b
+    Examples:
+      secctl saga graph trip-4711 -o trip.svg
+      secctl saga graph trip-4711 --output trip.dot
+    """
+    form = drawing_format(path)
+    with settings.client() as client:
+        text = dot(client.get(saga_id, outputs=False))
+    draw(text, form, path)
+    settings.show(Text(f"{path}\n"), {"saga_id": saga_id, "file": path})
 
 
 def _finish(settings: Settings, found: SagaResult) -> None:

@@ -79,24 +79,35 @@ def new_console() -> Console:
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
 
 
+_sec = click.option("--sec", metavar="ADDR,ADDR", help="SEC nodes to ask, as host:port. Overrides the one of the program.")
+_output = click.option(
+    "--output", "-o", "printed_as", type=click.Choice(["text", "json"]), help="How to print. Overrides the one of the program."
+)
+
+
 def common(command: F) -> F:
     """Gives a command the options `--sec` and `--output`, and passes it its `Settings` as the first argument."""
+    return _sec(_output(_with_settings(command)))
 
-    @click.option("--sec", metavar="ADDR,ADDR", help="SEC nodes to ask, as host:port. Overrides the one of the program.")
-    @click.option("--output", "-o", type=click.Choice(["text", "json"]), help="How to print. Overrides the one of the program.")
+
+def connected(command: F) -> F:
+    """As `common`, but without `--output`: for a command that means something else by it."""
+    return _sec(_with_settings(command))
+
+
+def _with_settings(command: F) -> F:
     @click.pass_context
-    def with_settings(ctx: click.Context, /, sec: str | None, output: str | None, **options: Any) -> Any:
+    def with_settings(ctx: click.Context, /, sec: str | None, printed_as: str | None = None, **options: Any) -> Any:
         settings = ctx.find_object(Settings) or Settings()
         settings = replace(settings, console=new_console())
         if sec:
             settings = replace(settings, sec=sec)
-        if output:
-            settings = replace(settings, output=output)
+        if printed_as:
+            settings = replace(settings, output=printed_as)
         return command(settings, **options)
 
     with_settings.__name__ = command.__name__
     with_settings.__doc__ = command.__doc__
     # Options declared below this decorator were put on the inner function.
-    inner = getattr(command, "__click_params__", [])
-    with_settings.__click_params__ = [*with_settings.__click_params__, *inner]  # type: ignore[attr-defined] # click's own way
+    with_settings.__click_params__ = [*getattr(command, "__click_params__", [])]  # type: ignore[attr-defined] # click's own way
     return with_settings  # type: ignore[return-value] # called by click, by names

@@ -4,6 +4,7 @@ Calls about sagas stand here; those about the cluster in `sec.api.cluster`.
 """
 
 import asyncio
+import contextlib
 import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -21,6 +22,7 @@ from sec.api.errors import ApiError, invalid
 from sec.api.views import corrupt_view, node_errors, saga_view, sequenced, stored_summary
 from sec.api.waiting import RECHECK_S, SettledWatch
 from sec.codec import entries_from_bytes
+from sec.core.controls import refusal
 from sec.core.errors import CorruptLog
 from sec.core.records import LogEntry, SagaId
 from sec.core.state import SagaState, fold
@@ -92,17 +94,37 @@ class Coordinator(ClusterCalls):
         return pb.StartSagaResponse()
 
     @answered
+    async def CommandSaga(self, request: pb.CommandSagaRequest, context: Context) -> pb.CommandSagaResponse:  # noqa: N802
+        saga_id = requests.saga_id(request.saga_id)
+        command = requests.command(request)
+        _, state = await self._load(saga_id)
+        if request.command_id in state.commands:
+            return pb.CommandSagaResponse()
+        because = refusal(state, command)
+        if because:
+            raise WrongState(because)
+        if not await self._node.sagas.command(saga_id, request.command_id, request.SerializeToString(), give_up_before(context)):
+            raise WrongState(f'Saga "{saga_id}" has just ended and takes no commands any more.')
+        return pb.CommandSagaResponse()
+
+    @answered
     async def GetSaga(self, request: pb.GetSagaRequest, context: Context) -> pb.GetSagaResponse:  # noqa: N802
         stored = await self._node.sagas.load(requests.saga_id(request.saga_id))
+        view = await self._view(stored, request)
+        if request.with_definition:
+            with contextlib.suppress(CorruptLog):  # which the view says already
+                view.definition.CopyFrom(await self._node.definitions.message(stored.head.definition_hash))
+        return pb.GetSagaResponse(saga=view)
+
+    async def _view(self, stored: StoredSaga, request: pb.GetSagaRequest) -> pb.Saga:
         try:
             if stored.problem:
                 raise CorruptLog(stored.problem)
             graph = await self._node.definitions.graph(stored.head.definition_hash)
             state = fold(stored.head.saga_id, graph, stored.entries)
         except CorruptLog as error:
-            return pb.GetSagaResponse(saga=corrupt_view(stored, str(error)))
-        offered = self._node.directory.offered
-        return pb.GetSagaResponse(saga=saga_view(stored, state, offered, omit_outputs=request.omit_outputs))
+            return corrupt_view(stored, str(error))
+        return saga_view(stored, state, self._node.directory.offered, omit_outputs=request.omit_outputs)
 
     @answered
     async def ListSagas(self, request: pb.ListSagasRequest, context: Context) -> pb.ListSagasResponse:  # noqa: N802

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 from sec_model import Definition, Graph, Payload, compile_graph
 from sec_model.codec import definition_bytes, definition_from_proto, payload_from_proto
+from sec_model.commands import Command
+from sec_model.commands_codec import command_from_proto
 from sec_model.definition import ConstantNode, SubsagaNode
 from sec_model.graph import is_action_name, is_name, name_rule
 from sec_protos.v1 import common_pb2, coordinator_pb2, definition_pb2
@@ -14,6 +16,7 @@ from sec.node.settings import Limits
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
+MAX_COMMAND_BYTES = 16 * 1024
 
 
 def saga_id(text: str) -> SagaId:
@@ -70,6 +73,25 @@ def labels(given: Mapping[str, str], saga: str, limits: Limits) -> dict[str, str
                 saga_id=saga,
             )
     return dict(given)
+
+
+def command(message: coordinator_pb2.CommandSagaRequest) -> Command:
+    """The command that a call gives. Raises `ApiError`."""
+    saga = message.saga_id
+    if not is_name(message.command_id):
+        raise invalid(f'The command id "{message.command_id[:200]}" is not valid: use {name_rule()}.', saga_id=saga)
+    if len(message.by) > 128:
+        raise invalid(
+            f'Command "{message.command_id}" is given by {len(message.by)} characters; at most 128 are allowed.', saga_id=saga
+        )
+    if message.ByteSize() > MAX_COMMAND_BYTES:
+        raise invalid(
+            f'Command "{message.command_id}" has {message.ByteSize()} bytes; at most {MAX_COMMAND_BYTES} are allowed.', saga_id=saga
+        )
+    try:
+        return command_from_proto(message.command)
+    except ValueError as error:
+        raise invalid(f'Command "{message.command_id}" for saga "{saga}" is not complete. {error}', saga_id=saga) from error
 
 
 def page_size(size: int) -> int:

@@ -53,7 +53,9 @@ def _bare_view(stored: StoredSaga) -> coordinator_pb2.Saga:
 def stored_summary(stored: StoredSaga, state: SagaState) -> coordinator_pb2.SagaSummary:
     """The summary of a saga as its log stands."""
     ended_us = stored.entries[-1].time_us if stored.entries else 0
-    summary = summary_of(stored.head, state.course, state.mishaps, now_us=ended_us, times_us=_times_us(stored))
+    summary = summary_of(
+        stored.head, state.course, state.mishaps, controls=state.controls, now_us=ended_us, times_us=_times_us(stored)
+    )
     summary.owner = stored.owner
     return summary
 

@@ -10,9 +10,26 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from sec_model import Payload, RetryPolicy
+from sec_model.commands import (
+    Abort,
+    Command,
+    InjectError,
+    InjectRepeat,
+    MarkUndone,
+    Pause,
+    Resume,
+    RetryUndo,
+    SetBreakpoint,
+    SetMaxInFlight,
+    SkipUndo,
+    Step,
+)
 
+from sec.core.controls import Controls, refusal
 from sec.core.records import (
     AttemptUnknown,
+    BreakpointHit,
+    Commanded,
     Done,
     Epoch,
     Failed,
@@ -88,21 +105,15 @@ class NotWaitedFor:
 
 
 @dataclass(frozen=True, slots=True)
-class RetryUndo:
-    """An operator wants a failed undo tried again, under a fresh retry policy."""
+class Ordered:
+    """A command of an operator. The same one again changes nothing."""
 
-    node: NodePath
-
-
-@dataclass(frozen=True, slots=True)
-class SkipUndo:
-    """An operator gives up a failed undo, with a reason."""
-
-    node: NodePath
-    reason: str
+    command_id: str
+    by: str
+    command: Command
 
 
-Event = Begin | TakenOver | DoAnswered | UndoAnswered | AnswerMissing | NotWaitedFor | RetryUndo | SkipUndo
+Event = Begin | TakenOver | DoAnswered | UndoAnswered | AnswerMissing | NotWaitedFor | Ordered
 
 # Effects
 
@@ -117,6 +128,10 @@ class Dispatch:
     delay_s: float
     timeout_s: float
     spent_s: float = 0.0
+    injected_error: bool = False
+    """Do not call: answer a fault in the action server's place."""
+    repeats: int = 1
+    """Make the call so many times, one after the other, and take the last answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +142,25 @@ class Hurry:
     node: int
 
 
-Effect = Dispatch | Hurry
+@dataclass(frozen=True, slots=True)
+class Withhold:
+    """The saga is paused: a call that is not under way is not made. It will be dispatched anew when the pause is over."""
+
+    node: int
+
+
+Effect = Dispatch | Hurry | Withhold
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What to write, then what to do. `course` and `mishaps` are those of the saga once the records are applied."""
+    """What to write, then what to do. `course`, `mishaps` and `controls` are those of the saga once the records are applied."""
 
     records: tuple[Record, ...]
     effects: tuple[Effect, ...]
     course: Course
     mishaps: tuple[Mishap, ...]
+    controls: Controls
 
 
 def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] | None = None) -> Ready:
@@ -151,7 +174,7 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
         for event in events:
             draft.take(event)
         draft.advance(offered)
-        return Ready(tuple(draft.records), tuple(draft.wanted_effects()), state.course, state.mishaps)
+        return Ready(tuple(draft.records), tuple(draft.wanted_effects()), state.course, state.mishaps, state.controls)
 
 
 class _Draft:
@@ -173,17 +196,17 @@ class _Draft:
                     self._dispatch(index)
             case DoAnswered(node, result):
                 self._write(Failed(node, result) if isinstance(result, Fault) else Succeeded(node, result))
+                if self.state.course is Course.RUNNING and (node, True) in self.state.controls.breakpoints:
+                    self._hit(node, after=True)
             case UndoAnswered(node, fault):
                 self._write(UndoFinished(node) if fault is None else UndoFailed(node, fault))
             case AnswerMissing():
                 self._answer_missing(event)
             case NotWaitedFor(node):
-                self._write(OutcomeUnknown(node, self._why_unknown(node)))
-            case RetryUndo(node):
-                self._write(UndoStarted(node))
-                self._dispatch(self.state.graph.index_of(node))
-            case SkipUndo(node, reason):
-                self._write(UndoSkipped(node, reason))
+                if self.state.in_flight.get(self.state.graph.by_path.get(node, -1)) is Phase.DO:  # else its answer came first
+                    self._write(OutcomeUnknown(node, self._why_unknown(node)))
+            case Ordered():
+                self._order(event)
             case _:
                 assert_never(event)
 
@@ -191,22 +214,76 @@ class _Draft:
         """Starts what may start, after all events have been taken."""
         state = self.state
         if state.course is Course.RUNNING:
-            for index in sorted(state.startable):
+            for index in self._startable():
                 action = state.graph.nodes[index].action
                 assert action is not None, "only actions become startable"
-                if offered is None or action.action in offered:
-                    self._write(Started(self._path(index)))
-                    self._dispatch(index)
+                if offered is not None and action.action not in offered:
+                    continue
+                if not self._may_start():
+                    break
+                if (self._path(index), False) in state.controls.breakpoints:
+                    self._hit(self._path(index), after=False)
+                    if not self._may_start():
+                        break
+                self._write(Started(self._path(index)))
+                self._dispatch(index)
             if state.marks[state.graph.final] is Mark.SUCCEEDED:
                 self._write(Done(Outcome.DONE))
         elif state.course is Course.UNWINDING:
             if self.was_running:
                 self._hurry()
             for index in sorted(state.undoable):
+                if not self._may_start():
+                    break
                 self._write(UndoStarted(self._path(index)))
                 self._dispatch(index)
             if state.unwound:
                 self._write(Done(Outcome.UNDONE))
+
+    def _startable(self) -> list[int]:
+        """In order, but what will pause the saga comes first: the others are then not started, only to be withheld."""
+        controls = self.state.controls
+        if controls.paused or not controls.breakpoints:
+            return sorted(self.state.startable)
+        return sorted(self.state.startable, key=lambda index: ((self._path(index), False) not in controls.breakpoints, index))
+
+    def _hit(self, node: NodePath, *, after: bool) -> None:
+        self._write(BreakpointHit(node, after))
+        self._withhold()
+
+    def _withhold(self) -> None:
+        state = self.state
+        self.effects.extend(Withhold(index) for index in sorted(state.in_flight) if not state.controls.may_dispatch(index))
+
+    def _may_start(self) -> bool:
+        controls = self.state.controls
+        return controls.has_room(len(self.state.in_flight)) and (not controls.paused or controls.steps > 0)
+
+    def _order(self, event: Ordered) -> None:
+        state, command = self.state, event.command
+        if event.command_id in state.commands:
+            return
+        because = refusal(state, command)
+        self._write(Commanded(event.command_id, event.by, command, because))
+        if because:
+            return
+        match command:
+            case Pause():
+                self._withhold()
+            case Resume():
+                for index in sorted(state.in_flight):
+                    self._dispatch(index)
+            case RetryUndo(node):
+                self._write(UndoStarted(node))
+                self._dispatch(state.graph.index_of(node))
+            case SkipUndo(node, reason):
+                self._write(UndoSkipped(node, reason))
+            case MarkUndone(node):
+                self._write(UndoFinished(node))
+            case Abort() | Step() | SetBreakpoint() | SetMaxInFlight() | InjectError() | InjectRepeat():
+                pass
+            case _:
+                assert_never(command)
 
     def _write(self, record: Record) -> None:
         self.state.apply(record)
@@ -230,8 +307,10 @@ class _Draft:
             self._write(UndoFailed(event.node, event.error))
 
     def wanted_effects(self) -> list[Effect]:
-        """The effects without those whose node was answered by a later event of the same batch."""
-        return [effect for effect in self.effects if effect.node in self.state.in_flight]
+        """The effects without what a later event of the same batch has overtaken: it answered the node, dispatched it anew, or paused the saga."""
+        state = self.state
+        latest = {e.node: e for e in self.effects if isinstance(e, Dispatch) and state.controls.may_dispatch(e.node)}
+        return [e for e in self.effects if e.node in state.in_flight and (not isinstance(e, Dispatch) or latest.get(e.node) is e)]
 
     def _why_unknown(self, node: NodePath) -> Fault:
         tries = self.state.tries.get(self.state.graph.by_path.get(node, -1), NO_TRIES)
@@ -242,13 +321,28 @@ class _Draft:
 
     def _dispatch(self, index: int, call: NextCall | None = None) -> None:
         """Dispatches the node's next attempt; at once, unless the policy said otherwise."""
+        controls = self.state.controls
+        if not controls.may_dispatch(index):
+            return
         phase = self.state.in_flight[index]
         tries = self.state.tries.get(index, NO_TRIES)
         if call is None:
             policy = self._policy(index, phase)
             # Where no call is left by the policy, a takeover still makes one: only an answer can tell what the last one did.
             call = next_call(policy, 0, tries.spent_s, 0.0) or NextCall(0.0, policy.attempt_timeout_s)
-        self.effects.append(Dispatch(index, phase, tries.count + 1, call.delay_s, call.timeout_s, tries.spent_s))
+        key = (self._path(index), phase)
+        self.effects.append(
+            Dispatch(
+                index,
+                phase,
+                tries.count + 1,
+                call.delay_s,
+                call.timeout_s,
+                tries.spent_s,
+                injected_error=key in controls.errors,
+                repeats=controls.repeats.get(key, 1),
+            )
+        )
 
     def _policy(self, index: int, phase: Phase) -> RetryPolicy:
         action = self.state.graph.nodes[index].action

@@ -8,22 +8,44 @@ from enum import Enum
 from typing import NewType
 
 from sec_model import Payload
+from sec_model.commands import Command, NodePath, Phase
+
+__all__ = [
+    "AttemptUnknown",
+    "BreakpointHit",
+    "Commanded",
+    "Created",
+    "Done",
+    "Epoch",
+    "Failed",
+    "Fault",
+    "LogEntry",
+    "NodePath",
+    "NodeRecord",
+    "Outcome",
+    "OutcomeUnknown",
+    "OwnerChanged",
+    "Phase",
+    "Record",
+    "SagaId",
+    "SagaRecord",
+    "SecNodeName",
+    "StartRequested",
+    "Started",
+    "Succeeded",
+    "UndoFailed",
+    "UndoFinished",
+    "UndoSkipped",
+    "UndoStarted",
+]
 
 SagaId = NewType("SagaId", str)
-NodePath = NewType("NodePath", str)
 Epoch = NewType("Epoch", int)
 SecNodeName = NewType("SecNodeName", str)
 
 
 MAX_ERROR_CHARS = 8_192
 """What is kept of an error's message: an action server's stack trace must not fill the log."""
-
-
-class Phase(Enum):
-    """Which half of a node: its action or its undo action."""
-
-    DO = "do"
-    UNDO = "undo"
 
 
 class Outcome(Enum):
@@ -124,8 +146,24 @@ class Done:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True)
+class Commanded:
+    """`refused` says why the command had no effect; empty: it had one."""
+
+    command_id: str
+    by: str
+    command: Command
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakpointHit:
+    node: NodePath
+    after: bool
+
+
 NodeRecord = Started | Succeeded | Failed | AttemptUnknown | OutcomeUnknown | UndoStarted | UndoFinished | UndoFailed | UndoSkipped
-SagaRecord = Created | StartRequested | OwnerChanged | Done
+SagaRecord = Created | StartRequested | OwnerChanged | Commanded | BreakpointHit | Done
 Record = NodeRecord | SagaRecord
 
 

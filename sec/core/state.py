@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from sec_model import Graph, Payload
+from sec_model.commands import Abort
 from sec_model.graph import GraphNode
 
+from sec.core.controls import Controls, refusal
 from sec.core.errors import CorruptLog, IllegalTransition
 from sec.core.records import (
     AttemptUnknown,
+    BreakpointHit,
+    Commanded,
     Created,
     Done,
     Epoch,
@@ -92,6 +96,9 @@ class SagaState:
         self.outputs: dict[int, Payload] = {}
         self.tries: dict[int, Tries] = {}
         self.mishaps: tuple[Mishap, ...] = ()
+        self.controls = Controls()
+        self.commands: frozenset[str] = frozenset()
+        """Ids of the commands that were taken up or turned down."""
         self._parents_left = [len(n.parents) for n in graph.nodes]
         self._children_open = [0] * len(graph.nodes)
         self._unsettled = 0
@@ -138,6 +145,12 @@ class SagaState:
                     raise self._illegal(record, f"the epoch before it is {self.epoch}")
                 self._set("epoch", epoch)
                 self._set("owner", sec_node)
+            case Commanded():
+                self._commanded(record)
+            case BreakpointHit(node, after):
+                if (node, after) not in self.controls.breakpoints:
+                    raise self._illegal(record, "there is no such breakpoint")
+                self._set("controls", self.controls.hit(node, after))
             case Done(outcome):
                 self._done(record, outcome)
             case _:
@@ -189,6 +202,22 @@ class SagaState:
                 else:
                     container[key] = old
 
+    # the rules for commands
+
+    def _commanded(self, record: Commanded) -> None:
+        if record.command_id in self.commands:
+            raise self._illegal(record, f'the command "{record.command_id}" has been taken up already')
+        if not record.refused:
+            because = refusal(self, record.command)
+            if because:
+                raise self._illegal(record, because)
+            self._set("controls", self.controls.ordered(record.command))
+            if isinstance(record.command, Abort):
+                fault = Fault(record.command.reason or "An operator aborted the saga.", "aborted")
+                self._set("mishaps", (*self.mishaps, Mishap(self.next_sequence, NodePath(""), Phase.DO, fault)))
+                self._begin_unwinding()
+        self._set("commands", self.commands | {record.command_id})
+
     # the rules for records of nodes
 
     def _apply_to_node(self, record: NodeRecord) -> None:
@@ -203,6 +232,8 @@ class SagaState:
             case Started():
                 if index not in self.startable:
                     raise self._illegal(record, "not all of its parents have succeeded")
+                self._require_leave_to_start(record)
+                self._set("controls", self.controls.started(index))
                 self._drop(self.startable, index)
                 self._put(self.in_flight, index, Phase.DO)
                 self._set("_unsettled", self._unsettled + 1)
@@ -219,20 +250,31 @@ class SagaState:
                     raise self._illegal(record, "not all of its children are undone, abandoned or failed")
                 if self.course is Course.STUCK and mark is not Mark.UNDO_FAILED:
                     raise self._illegal(record, "the saga is stuck")
+                if mark is Mark.UNDO_FAILED:  # an operator wants this one now
+                    self._set("controls", self.controls.exempted(index))
+                else:
+                    self._require_leave_to_start(record)
+                    self._set("controls", self.controls.started(index))
                 self._drop(self.undoable, index)
                 self._drop(self.undo_failed, index)
                 self._put(self.in_flight, index, Phase.UNDO)
-            case UndoSkipped():
+            case UndoSkipped() | UndoFinished():
                 self._drop(self.undo_failed, index)
-            case Failed() | OutcomeUnknown() | UndoFinished() | UndoFailed():
+            case Failed() | OutcomeUnknown() | UndoFailed():
                 pass
         self._put(self.marks, index, target)
         self._note_mishap(record)
         if target is not Mark.STARTED and target is not Mark.UNDO_STARTED:
+            phase = self.in_flight.get(index, Phase.UNDO)
+            self._set("controls", self.controls.settled(index, record.node, phase))
             self._drop(self.in_flight, index)
             self._drop(self.tries, index)
             self._outcome(self.graph.nodes[index], target)
         self._set("course", self._course_after())
+
+    def _require_leave_to_start(self, record: NodeRecord) -> None:
+        if self.controls.paused and not self.controls.steps:
+            raise self._illegal(record, "the saga is paused")
 
     def _outcome(self, node: GraphNode, mark: Mark) -> None:
         """What an outcome means for the nodes around."""

@@ -11,6 +11,8 @@ from enum import Enum
 
 from sec.core.records import (
     AttemptUnknown,
+    BreakpointHit,
+    Commanded,
     Created,
     Done,
     Failed,
@@ -75,6 +77,7 @@ NODE_TRANSITIONS: dict[tuple[Mark, type[NodeRecord]], Mark] = {
     # an operator's
     (Mark.UNDO_FAILED, UndoStarted): Mark.UNDO_STARTED,
     (Mark.UNDO_FAILED, UndoSkipped): Mark.UNDO_SKIPPED,
+    (Mark.UNDO_FAILED, UndoFinished): Mark.UNDO_FINISHED,
 }
 
 SETTLED = frozenset({Mark.FAILED, Mark.UNDO_FINISHED, Mark.UNDO_SKIPPED})
@@ -83,13 +86,38 @@ SETTLED = frozenset({Mark.FAILED, Mark.UNDO_FINISHED, Mark.UNDO_SKIPPED})
 SAGA_ACCEPTS: dict[Course, frozenset[type[Record]]] = {
     Course.NONEXISTENT: frozenset({Created}),
     Course.CREATED: frozenset({StartRequested}),
-    Course.RUNNING: frozenset({OwnerChanged, Started, Succeeded, Failed, AttemptUnknown, OutcomeUnknown, Done}),
+    Course.RUNNING: frozenset(
+        {OwnerChanged, Commanded, BreakpointHit, Started, Succeeded, Failed, AttemptUnknown, OutcomeUnknown, Done}
+    ),
     Course.UNWINDING: frozenset(
-        {OwnerChanged, Succeeded, Failed, AttemptUnknown, OutcomeUnknown, UndoStarted, UndoFinished, UndoFailed, UndoSkipped, Done}
+        {
+            OwnerChanged,
+            Commanded,
+            Succeeded,
+            Failed,
+            AttemptUnknown,
+            OutcomeUnknown,
+            UndoStarted,
+            UndoFinished,
+            UndoFailed,
+            UndoSkipped,
+            Done,
+        }
     ),
     # A failed undo stops what has not begun; what is in flight still gets its records, and an operator may go on with the failed one.
     Course.STUCK: frozenset(
-        {OwnerChanged, Succeeded, Failed, AttemptUnknown, OutcomeUnknown, UndoStarted, UndoFinished, UndoFailed, UndoSkipped}
+        {
+            OwnerChanged,
+            Commanded,
+            Succeeded,
+            Failed,
+            AttemptUnknown,
+            OutcomeUnknown,
+            UndoStarted,
+            UndoFinished,
+            UndoFailed,
+            UndoSkipped,
+        }
     ),
     Course.DONE: frozenset(),
     Course.UNDONE: frozenset(),

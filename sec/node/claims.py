@@ -88,7 +88,7 @@ class Claims:
             if change.key.startswith(self._keys.owners):
                 if change.new is None and change.old is not None:
                     self._consider(SagaId(last_segment(change.key)), former=SecNodeName(change.old.value.decode()))
-            elif change.old is None and change.new is not None:
+            elif change.key.startswith(self._keys.actives) and change.old is None and change.new is not None:
                 self._consider(SagaId(last_segment(change.key)), former=None)
 
     def _consider(self, saga_id: SagaId, former: SecNodeName | None) -> None:

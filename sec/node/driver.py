@@ -23,6 +23,7 @@ from sec.core.decide import (
     NotWaitedFor,
     Ready,
     UndoAnswered,
+    Withhold,
     decide,
 )
 from sec.core.errors import IllegalTransition
@@ -93,6 +94,8 @@ class _Stage(Enum):
     PAUSING = "pausing"
     WAITING = "waiting"
     CALLING = "calling"
+    ANSWERED = "answered"
+    """What came of it is on its way through a step."""
 
 
 @dataclass(slots=True)
@@ -104,6 +107,8 @@ class _InFlight:
     task: "asyncio.Task[None] | None" = None
     hurried: bool = False
     """The saga unwinds: should it come to wait again, it is given up."""
+    withheld: bool = False
+    """The saga is paused: should it come to wait again, it is dropped, and dispatched anew after the pause."""
 
 
 class SagaDriver:
@@ -162,6 +167,7 @@ class SagaDriver:
                     await self._host.append(self, ready)
                     for record in ready.records:
                         self.state.apply(record)
+                self._forget_answered(events)
                 self.run_effects(ready)
                 if self.state.course.ended:
                     self.shut()
@@ -189,10 +195,18 @@ class SagaDriver:
         for effect in ready.effects:
             self._run_effect(effect)
 
+    def _forget_answered(self, events: list[Event]) -> None:
+        """A node's dispatch is over when what came of it is in the log: until then the node must not be dispatched again."""
+        for event in events:
+            if isinstance(event, DoAnswered | UndoAnswered | AnswerMissing | NotWaitedFor):
+                self._in_flight.pop(self.state.graph.index_of(event.node), None)
+
     def _run_effect(self, effect: Effect) -> None:
         match effect:
             case Dispatch(node=node):
-                if node not in self._in_flight:
+                if node in self._in_flight:
+                    self._in_flight[node].withheld = False
+                else:
                     in_flight = _InFlight(effect, _Stage.PAUSING)
                     self._in_flight[node] = in_flight
                     path = self.state.graph.nodes[node].path
@@ -200,21 +214,42 @@ class SagaDriver:
                         self._dispatch(in_flight), name=f"{self.saga_id}/{path}"
                     )
             case Hurry(node):
-                self._hurry(self._in_flight.get(node))
+                self._hurry(node)
+            case Withhold(node):
+                self._withhold(node)
             case _:
                 assert_never(effect)
 
-    def _hurry(self, in_flight: _InFlight | None) -> None:
-        if in_flight is None:
+    def _hurry(self, node: int) -> None:
+        in_flight = self._in_flight.get(node)
+        if in_flight is None:  # it was withheld
+            self.post(NotWaitedFor(NodePath(self.state.graph.nodes[node].path)))
             return
         in_flight.hurried = True
-        if in_flight.stage is not _Stage.CALLING and in_flight.task is not None:
+        if in_flight.stage in (_Stage.PAUSING, _Stage.WAITING):
+            self._drop(in_flight)
+            self.post(NotWaitedFor(self._path(in_flight)))
+
+    def _withhold(self, node: int) -> None:
+        in_flight = self._in_flight.get(node)
+        if in_flight is None:
+            return
+        in_flight.withheld = True
+        if in_flight.stage in (_Stage.PAUSING, _Stage.WAITING):
+            self._drop(in_flight)
+
+    def _drop(self, in_flight: _InFlight) -> None:
+        """Ends a dispatch whose call is not under way."""
+        if in_flight.task is not None:
             in_flight.task.cancel()
-            self._not_waited_for(in_flight)
+        del self._in_flight[in_flight.dispatch.node]
 
     async def _dispatch(self, in_flight: _InFlight) -> None:
         """One dispatch, from its pause to its answer."""
         dispatch, loop = in_flight.dispatch, asyncio.get_running_loop()
+        if dispatch.injected_error:
+            self._answered(in_flight, Fault("An operator had this call fail.", "injected"))
+            return
         if dispatch.delay_s:
             await asyncio.sleep(dispatch.delay_s)
         spent_s = dispatch.spent_s + dispatch.delay_s
@@ -227,13 +262,18 @@ class SagaDriver:
                 return  # the session is as good as lost, and whoever looks after it closes this driver
             in_flight.stage = _Stage.CALLING
             began = loop.time()
-            answer = await self._host.call(call)
+            for _ in range(dispatch.repeats):
+                answer = await self._host.call(call)
             if self.closed:
                 return
             if not isinstance(answer, NotOffered | Busy):
                 break
             if in_flight.hurried:
-                self._not_waited_for(in_flight)
+                in_flight.stage = _Stage.ANSWERED
+                self.post(NotWaitedFor(self._path(in_flight)))
+                return
+            if in_flight.withheld:
+                del self._in_flight[dispatch.node]
                 return
             if isinstance(answer, Busy):
                 in_flight.stage = _Stage.WAITING
@@ -252,7 +292,7 @@ class SagaDriver:
 
     def _answered(self, in_flight: _InFlight, result: Payload | Fault | None) -> None:
         node = self._path(in_flight)
-        del self._in_flight[in_flight.dispatch.node]
+        in_flight.stage = _Stage.ANSWERED
         if in_flight.dispatch.phase is Phase.UNDO:
             assert not isinstance(result, Payload)
             self.post(UndoAnswered(node, result))
@@ -260,12 +300,8 @@ class SagaDriver:
             assert result is not None
             self.post(DoAnswered(node, result))
 
-    def _not_waited_for(self, in_flight: _InFlight) -> None:
-        del self._in_flight[in_flight.dispatch.node]
-        self.post(NotWaitedFor(self._path(in_flight)))
-
     def _answer_missing(self, in_flight: _InFlight, error: Fault, spent_s: float) -> None:
-        del self._in_flight[in_flight.dispatch.node]
+        in_flight.stage = _Stage.ANSWERED
         self.post(AnswerMissing(self._path(in_flight), in_flight.dispatch.phase, error, spent_s, self._host.draw()))
 
     async def _refused(self, in_flight: _InFlight, message: str, spent_s: float) -> None:

@@ -11,15 +11,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
 from sec_model import Graph
 
-from sec.core.decide import AnswerMissing, Begin, DoAnswered, Event, Ready, TakenOver, UndoAnswered, decide
+from sec.core.decide import AnswerMissing, Begin, DoAnswered, Event, Ordered, Ready, TakenOver, UndoAnswered, decide
 from sec.core.errors import CorruptLog
-from sec.core.records import Created, Done, Epoch, Fault, Record, SagaId, SecNodeName, StartRequested
+from sec.core.records import Commanded, Created, Done, Epoch, Fault, Record, SagaId, SecNodeName, StartRequested
 from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
 from sec.dispatch.calls import Answer, Call
 from sec.dispatch.directory import Directory
 from sec.node.claims import Claims
 from sec.node.driver import SagaDriver
+from sec.node.orders import MAX_PER_STEP, Orders
 from sec.node.settings import Settings
 from sec.store.definitions import DefinitionStore
 from sec.store.errors import Fenced, WrongState
@@ -67,6 +68,7 @@ class Owner:
         self._session: Session | None = None
         self._nodes: Iterable[SecNodeName] = ()
         self._notes: set[asyncio.Task[None]] = set()
+        self._orders = Orders(keys, live, self._order)
         self._claims = Claims(settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s)
         directory.subscribe(self._offers_changed)
 
@@ -187,6 +189,8 @@ class Owner:
         state.epoch, state.owner = epoch, self._settings.name
         driver = SagaDriver(head, state, epoch, self)
         self.drivers[head.saga_id] = driver
+        for ordered in self._orders.of(head.saga_id):
+            driver.post(ordered)
         if first is None:
             driver.post(Begin())
             return
@@ -228,6 +232,8 @@ class Owner:
             driver = SagaDriver(head, state, claimed.epoch, self)
             self.drivers[head.saga_id] = driver
             driver.post(TakenOver(claimed.epoch, self._settings.name))
+            for ordered in self._orders.of(head.saga_id):
+                driver.post(ordered)
 
     async def _cannot_read(self, session: Session, head: SagaHead, epoch: Epoch, reason: str) -> None:
         _log.error('SEC node "%s" cannot run saga "%s": %s', self._settings.name, head.saga_id, reason)
@@ -257,6 +263,21 @@ class Owner:
     def _give_up(session: Session) -> GiveUp:
         return lambda: not session.alive()
 
+    def _order(self, saga_id: SagaId, ordered: Ordered) -> None:
+        driver, session = self.drivers.get(saga_id), self._session
+        if driver is None or session is None:
+            return
+        if ordered.command_id in driver.state.commands:  # sent once more while it was being taken up
+            self._note(self._drop_command(session, saga_id, ordered.command_id))
+        else:
+            driver.post(ordered)
+
+    async def _drop_command(self, session: Session, saga_id: SagaId, command_id: str) -> None:
+        try:
+            await self._sagas.drop_command(saga_id, command_id, self._give_up(session))
+        except KvError as error:
+            _log.warning('The command "%s" of saga "%s", long taken up, stays until the saga ends: %s', command_id, saga_id, error)
+
     def _offers_changed(self) -> None:
         for driver in list(self.drivers.values()):
             driver.offers_changed()
@@ -279,10 +300,11 @@ class Owner:
 
     def at_most(self, events: list[Event]) -> int:
         """Bounded so that what they bring fits into a transaction, with the records that follow from them."""
-        limits, size = self._settings.limits, 0
+        limits, size, commands = self._settings.limits, 0, 0
         for count, event in enumerate(events[: limits.records_per_append]):
             size += _payload_bytes(event)
-            if size > limits.payload_bytes_per_append and count:
+            commands += isinstance(event, Ordered)
+            if (size > limits.payload_bytes_per_append and count) or commands > MAX_PER_STEP:
                 return count
         return min(len(events), limits.records_per_append)
 
@@ -291,8 +313,16 @@ class Owner:
         if session is None:
             raise Fenced(f'SEC node "{self._settings.name}" has no session: saga "{driver.saga_id}" is not its own any more.')
         state = driver.state
-        changed = ready.course is not state.course or ready.mishaps != state.mishaps
-        summary = summary_of(driver.head, ready.course, ready.mishaps, now_us=wall_clock_us()) if changed else None
+        held = (ready.controls.paused, ready.controls.pause_reason)
+        changed = (ready.course, ready.mishaps, held) != (
+            state.course,
+            state.mishaps,
+            (state.controls.paused, state.controls.pause_reason),
+        )
+        summary = None
+        if changed:
+            summary = summary_of(driver.head, ready.course, ready.mishaps, controls=ready.controls, now_us=wall_clock_us())
+        commands = [record.command_id for record in ready.records if isinstance(record, Commanded)]
         refused = False
         while True:
             try:
@@ -304,6 +334,7 @@ class Owner:
                     summary=summary,
                     ended=ready.course.ended,
                     give_up=self._give_up(session),
+                    commands=commands,
                 )
             except KvRefused as error:  # out of space, most likely: the saga waits with us until somebody has made some
                 if not session.alive() or driver.closed:

@@ -39,18 +39,23 @@ class DefinitionStore:
         if cached is not None:
             self._graphs.move_to_end(digest)
             return cached
+        message = await self.message(digest)
+        try:
+            graph = compile_graph(definition_from_proto(message))
+        except ValueError as error:
+            raise CorruptLog(f"The definition {digest} in the store breaks a rule of this version: {error}") from error
+        self._remember(digest, graph)
+        return graph
+
+    async def message(self, digest: str) -> definition_pb2.SagaDefinition:
+        """A stored definition as it was submitted. Raises `CorruptLog` when it is missing or damaged."""
         result = await self._kv.get(Get(self._keys.definition(digest)))
         if not result.items:
             raise CorruptLog(f"The definition {digest} is not in the store.")
         data = result.items[0].value
         if definition_hash(data) != digest:
             raise CorruptLog(f"The definition {digest} in the store is damaged: its content has another hash.")
-        try:
-            graph = compile_graph(definition_from_proto(definition_pb2.SagaDefinition.FromString(data)))
-        except ValueError as error:
-            raise CorruptLog(f"The definition {digest} in the store breaks a rule of this version: {error}") from error
-        self._remember(digest, graph)
-        return graph
+        return definition_pb2.SagaDefinition.FromString(data)
 
     def forget(self, digest: str) -> None:
         """Drops a definition from the cache: the store turned out not to have it."""

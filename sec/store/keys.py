@@ -9,11 +9,12 @@
     <prefix>/v1/00/log/<id>/<sequence>       batches of records, by the number of their first (16 hex digits)
     <prefix>/v1/00/live/active/<id>          index: sagas that run, unwind or are stuck; the value is a summary for lists
     <prefix>/v1/00/live/owner/<id>           who owns an active saga (leased); its create revision is the epoch
+    <prefix>/v1/00/live/command/<id>/<command>   what an operator told an active saga and its owner has not recorded yet
     <prefix>/v1/00/created/<id>              index: sagas that were not started
     <prefix>/v1/00/ended/<id>                index: sagas that have ended
 
 "00" is the shard: all keys of one saga stand under it, and no transaction spans two sagas that need each other, so that shards can live in
-different etcd clusters one day. `active` and `owner` share a prefix because one watch over both tells an orphan from a
+different etcd clusters one day. `active`, `owner` and `command` share a prefix because one watch over both tells an orphan from a
 saga that ended: a transaction's changes arrive together.
 """
 
@@ -92,6 +93,17 @@ class Keys:
 
     def owner(self, saga_id: SagaId) -> bytes:
         return self.owners + saga_id.encode()
+
+    @property
+    def commands(self) -> bytes:
+        return self._shard("live/command/")
+
+    def commands_of(self, saga_id: SagaId) -> bytes:
+        """The prefix of the commands for a saga."""
+        return self.commands + saga_id.encode() + b"/"
+
+    def command(self, saga_id: SagaId, command_id: str) -> bytes:
+        return self.commands_of(saga_id) + command_id.encode()
 
     @property
     def createds(self) -> bytes:

@@ -8,6 +8,7 @@ All methods may raise `KvUnavailable` (not done), `Indeterminate` (perhaps done,
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,10 @@ GiveUp = Callable[[], bool]
 """Says that it is no use to try any longer: the session is gone, the caller's deadline has passed."""
 
 RETRY_MAX_PAUSE_S = 1.0
+TELL_AFTER = 3
+"""A write that had to be sent so often is worth a line in the log."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +201,10 @@ class SagaStore:
         summary: Summary | None,
         ended: bool,
         give_up: GiveUp,
+        commands: Sequence[str] = (),
     ) -> None:
-        """Appends records to the log of a saga that we own. `summary` is what lists show from now on, when that changes.
+        """Appends records to the log of a saga that we own. `summary` is what lists show from now on, when that changes; `commands` are the
+        commands that these records take up, which are removed in the same transaction.
 
         With `ended` the saga goes from the active ones to those that ended, and its owner key goes too. Raises `Fenced`.
         """
@@ -207,6 +214,8 @@ class SagaStore:
         then: list[Op] = [Put(log_key, batch)]
         if ended:
             assert summary is not None, "an ended saga needs its last summary"
+            left = keys.commands_of(saga_id)
+            then.append(Delete(left, prefix_end(left)))
             then += [
                 Put(keys.ended(saga_id), summary.SerializeToString()),
                 Delete(keys.active(saga_id)),
@@ -214,6 +223,8 @@ class SagaStore:
             ]
         elif summary is not None:
             then.append(Put(keys.active(saga_id), summary.SerializeToString()))
+        if not ended:
+            then += [Delete(keys.command(saga_id, command_id)) for command_id in commands]
         txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then, [Get(log_key), Get(keys.owner(saga_id))])
         result = await self._commit(saga_id, txn, give_up)
         if result.succeeded:
@@ -230,6 +241,16 @@ class SagaStore:
         txn = Txn([self._owned(saga_id, epoch)], [Put(self._keys.active(saga_id), summary.SerializeToString())])
         if not (await self._commit(saga_id, txn, give_up)).succeeded:
             raise Fenced(f'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}.')
+
+    async def command(self, saga_id: SagaId, command_id: str, message: bytes, give_up: GiveUp) -> bool:
+        """Keeps a command for the owner of an active saga. False when the saga is not active (any more). Idempotent while it waits."""
+        key = self._keys.command(saga_id, command_id)
+        txn = Txn([exists(self._keys.active(saga_id))], [Put(key, message)])
+        return (await self._commit(saga_id, txn, give_up)).succeeded
+
+    async def drop_command(self, saga_id: SagaId, command_id: str, give_up: GiveUp) -> None:
+        """Removes a command that the log shows as taken up."""
+        await self._commit(saga_id, Txn(then=[Delete(self._keys.command(saga_id, command_id))]), give_up)
 
     async def claim(self, saga_ids: Sequence[SagaId], owner: Ownership, give_up: GiveUp) -> dict[SagaId, Claimed]:
         """Takes active sagas that nobody owns. Those that were taken first by somebody else, or have ended, are not in the answer."""
@@ -301,10 +322,19 @@ class SagaStore:
         def stop(_: RetryCallState) -> bool:
             return give_up()
 
+        def tell(attempt: RetryCallState) -> None:
+            if attempt.attempt_number == TELL_AFTER:
+                _log.warning(
+                    'Writes of saga "%s" get no answer and are sent again: %s',
+                    saga_id,
+                    attempt.outcome and attempt.outcome.exception(),
+                )
+
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type((KvUnavailable, Indeterminate)),
             wait=wait_exponential(multiplier=0.02, max=RETRY_MAX_PAUSE_S),
             stop=stop,
+            before_sleep=tell,
             reraise=True,
         ):
             with attempt:

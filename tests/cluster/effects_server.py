@@ -2,7 +2,8 @@
 
     python effects_server.py FOLDER SEC_ADDRESSES
 
-Its only action is "step". The saga's params steer it: `fail` and `undo_fail` list nodes that fail, `hold` and `undo_hold` nodes that wait
+Its only action is "step". The saga's params steer it: `fail` and `undo_fail` list nodes that fail (`fail_once` and `undo_fail_once`: at the first
+call), `hold` and `undo_hold` nodes that wait
 until the file FOLDER/gate exists. Effect, journal and the kit's marker are written in one transaction.
 """
 
@@ -41,6 +42,10 @@ async def _steer(call: Call, hold: str, fail: str) -> None:
         (FOLDER / f"{call.saga_id}.{call.node}.{call.phase}.{call.epoch}").touch()
         while not (FOLDER / "gate").exists():  # noqa: ASYNC110 # a file sets no event
             await asyncio.sleep(0.01)
+    once = FOLDER / f"{call.saga_id}.{call.node}.failed"
+    if call.node in params.get(f"{fail}_once", ()) and not once.exists():
+        once.touch()
+        raise ActionFailed(f"{call.node} does not work this time")
     if call.node in params.get(fail, ()):
         raise ActionFailed(f"{call.node} does not work")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -100,13 +101,17 @@ async def test_sagas_go_on_when_a_member_of_etcd_is_killed(tmp_path: Path) -> No
 
 
 async def fill(kv: EtcdKv) -> None:
-    """Writes until there is no space left."""
-    for number in range(200):
-        try:
-            await kv.txn(Txn(then=[Put(b"/ballast/%d" % number, os.urandom(1_000_000))]))
-        except KvRefused:
-            return
-    raise AssertionError("this etcd has no quota")
+    """Writes until there is no space left. At first plain writes are refused that are larger than the rest. Nested transactions, such as those
+    of the saga log, do not count for that: they are refused when the quota has been reached."""
+    for nested in (False, True):
+        for _ in range(10_000):
+            write = Txn(then=[Put(b"/ballast/%d" % time.time_ns(), os.urandom(10_000 if nested else 1_000_000))])
+            try:
+                await kv.txn(Txn(then=[write]) if nested else write)
+            except KvRefused:
+                break
+        else:
+            raise AssertionError("this etcd has no quota")
 
 
 async def make_space(target: str) -> None:
@@ -141,7 +146,11 @@ async def test_sagas_wait_while_etcd_is_out_of_space_and_go_on_when_there_is_som
                 logs = "".join(cluster.log(name).read_text() for name in cluster.names)
                 return f'The store refuses records of saga "{saga_id}"' in logs
 
-            await eventually(waits)
+            try:
+                await eventually(waits)
+            except TimeoutError:
+                logs = "\n".join(cluster.log(name).read_text() for name in cluster.names)
+                pytest.fail(f"The owner did not say that it waits: {await client.get(saga_id)}\n{logs}")
             assert (await client.get(saga_id)).state is SagaState.RUNNING, "it can still be read"
             with pytest.raises(StoreRefused):
                 await client.submit(CHAIN)

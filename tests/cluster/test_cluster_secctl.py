@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cluster_support import Stage
+from waiting_support import eventually
 
 SAGA = """
 name: from-a-file
@@ -127,3 +128,34 @@ async def test_what_cannot_be_done_is_said_in_a_sentence(
     ran = await secctl(*arguments)
     assert ran.code == code, ran.err
     assert sentence in ran.err
+
+
+async def test_steering_sagas_one_by_one_and_by_filter(secctl: Secctl) -> None:
+    secctl.stage.gate.unlink()
+    ids = ["steer-1", "steer-2", "steer-3"]
+    for saga_id in ids:
+        submitted = await secctl(
+            *("saga", "submit", "saga.yaml", "--id", saga_id, "--label", "team=steering", "--params", '{"hold": ["a"]}')
+        )
+        assert submitted.code == 0, submitted.err
+    paused = await secctl("saga", "pause", "--label", "team=steering", "--reason", "a try", "--yes")
+    assert paused.code == 0, paused.err
+    assert "would be given to 3 sagas: steer-1, steer-2, steer-3" in paused.err
+    secctl.stage.gate.touch()
+
+    async def shown() -> bool:
+        return "paused: a try" in (await secctl("saga", "get", "steer-1")).out
+
+    await eventually(shown)
+    assert (await secctl("saga", "resume", "steer-1")).code == 0
+    assert (await secctl("saga", "wait", "steer-1")).code == 0
+    assert (await secctl("saga", "abort", "steer-2", "steer-3", "--reason", "enough")).code == 0
+    assert (await secctl("saga", "wait", "steer-2")).code == 1
+    assert (await secctl("saga", "wait", "steer-3")).code == 1
+    assert secctl.stage.inventory("steer-2") == secctl.stage.inventory("steer-3") == []
+    again = await secctl("saga", "abort", "steer-2")
+    assert again.code == 5
+    assert 'Saga "steer-2" is undone' in again.err
+    neither = await secctl("saga", "pause")
+    assert neither.code == 2
+    assert "Name the sagas, or give a filter" in neither.err

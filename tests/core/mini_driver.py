@@ -5,15 +5,29 @@ that the rehearsal of `decide` left no trace, that `decide` is pure, and that th
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from core_checkers import Checker, Dispatched, check_all_or_none, check_settled
+from core_checkers import Checker, Dispatched, check_all_or_none, check_settled, check_step, require
 from sec_model import Graph, Payload
+from sec_model.commands import (
+    Abort,
+    Command,
+    InjectError,
+    InjectRepeat,
+    MarkUndone,
+    Pause,
+    Resume,
+    RetryUndo,
+    SetBreakpoint,
+    SetMaxInFlight,
+    SkipUndo,
+    Step,
+)
 
 from sec.codec import record_from_proto, record_to_proto
 from sec.core.decide import (
@@ -24,13 +38,14 @@ from sec.core.decide import (
     Event,
     Hurry,
     NotWaitedFor,
-    RetryUndo,
-    SkipUndo,
+    Ordered,
     TakenOver,
     UndoAnswered,
+    Withhold,
     decide,
 )
 from sec.core.records import (
+    Commanded,
     Created,
     Epoch,
     Fault,
@@ -107,6 +122,11 @@ class FakeActionServer:
         self.tombstones.add(path)
         return None
 
+    def undo_by_hand(self, path: str) -> None:
+        """An operator takes the effect out of the world."""
+        self.effects.discard(path)
+        self.tombstones.add(path)
+
 
 class MiniDriver:
     """Runs one saga. `calls` are the dispatches without an answer; `log` is what is durable; all else is lost in a crash."""
@@ -134,6 +154,12 @@ class MiniDriver:
         """Deliveries that the network still holds."""
         self.calls: dict[int, Dispatch] = {}
         self.hurried: set[int] = set()
+        self.given_up: dict[int, None] = {}
+        """Dos that were withheld and then hurried: `NotWaitedFor` is what is to come of them."""
+        self.is_waiting: Callable[[Dispatch], bool] = lambda dispatch: dispatch.delay_s > 0
+        """Whether a dispatch pauses still, or waits for an action server: then it can be withheld."""
+        self.under_way: set[int] = set()
+        self.orders: list[Ordered] = []
         self.epoch = max((e.epoch for e in self.log), default=Epoch(1))
         self.checker = Checker(graph)
         for entry in self.log:
@@ -158,24 +184,68 @@ class MiniDriver:
         assert_same_state(self.state, self.shadow)
         assert decide(self.state, events, self.offered) == ready
         assert decide(self.shadow, events, self.offered) == ready
+        points, running = self.state.controls.breakpoints, self.state.course is Course.RUNNING
+        check_step(ready.records, points, running=running)
         for record in ready.records[:crash_after]:
             self._write(record)
         if crash_after is not None:
             return False
-        assert (ready.course, ready.mishaps) == (self.state.course, self.state.mishaps)
+        assert (ready.course, ready.mishaps, ready.controls) == (self.state.course, self.state.mishaps, self.state.controls)
+        resumed = any(isinstance(e, Ordered) and isinstance(e.command, Resume) for e in events)
+        dispatched = [e.node for e in ready.effects if isinstance(e, Dispatch)]
+        assert len(dispatched) == len(set(dispatched)), "dispatched twice in one step"
         for effect in ready.effects[:crash_in_effects]:
-            if isinstance(effect, Hurry):
-                self.hurried.add(effect.node)
-            else:
-                self.checker.see(Dispatched(effect, self.epoch))
-                assert effect.node not in self.calls, "dispatched twice at a time"
-                self.calls[effect.node] = effect
+            match effect:
+                case Hurry(node):
+                    if node in self.calls:
+                        self.hurried.add(node)
+                    else:
+                        self.given_up[node] = None
+                case Withhold(node):
+                    self._withhold(node)
+                case Dispatch(node):
+                    self.checker.see(Dispatched(effect, self.epoch))
+                    under_way = node in self.calls or node in self.given_up
+                    assert resumed or not under_way, "dispatched twice at a time"
+                    if not under_way:
+                        self.calls[node] = effect
+        if crash_in_effects is None:
+            self._check_who_is_called()
         return crash_in_effects is None
+
+    def _withhold(self, node: int) -> None:
+        if node not in self.calls or node in self.under_way:
+            return
+        if self.is_waiting(self.calls[node]):
+            del self.calls[node]
+            self.hurried.discard(node)
+        else:
+            self.under_way.add(node)
+
+    def _check_who_is_called(self) -> None:
+        """What is in flight is being called; while the saga is paused, only what was under way before it was and what was stepped."""
+        controls, known = self.state.controls, self.calls.keys() | self.given_up.keys()
+        assert known <= self.state.in_flight.keys()
+        if controls.paused:
+            for node, dispatch in self.calls.items():
+                loose = node not in controls.stepped and node not in self.under_way
+                require(
+                    not loose or not self.is_waiting(dispatch), "7: a call that was not under way is left to go on while paused"
+                )
+        else:
+            forgotten = self.state.in_flight.keys() - known
+            require(not forgotten, f"4: nobody calls {sorted(forgotten)}, and the saga is not paused")
 
     def _write(self, record: Record) -> None:
         if self.worlds is not None:
-            under_way = [(self.state.idempotency_key(n), call.phase, int(self.epoch)) for n, call in self.calls.items()]
+            under_way = [
+                (self.state.idempotency_key(n), call.phase, int(self.epoch))
+                for n, call in self.calls.items()
+                if not call.injected_error
+            ]
             self.worlds.append((self.server.copy(), self.late + under_way))
+        if isinstance(record, Commanded) and isinstance(record.command, MarkUndone) and not record.refused:
+            self.server.undo_by_hand(record.command.node)
         durable = record_from_proto(record_to_proto(record))
         entry = LogEntry(len(self.log) + 1, self.epoch, self.writer, 0, durable)
         self.log.append(entry)
@@ -189,7 +259,7 @@ class MiniDriver:
 
     def recover(self, **handling: int | None) -> bool:
         """A new owner, which knows nothing but the log. What was dispatched before is out of its hands."""
-        self.calls, self.hurried = {}, set()
+        self.calls, self.hurried, self.given_up, self.under_way = {}, set(), {}, set()
         self.state = fold(SagaId("s"), self.graph, self.log)
         self.shadow = fold(SagaId("s"), self.graph, self.log)
         self.epoch = Epoch(self.epoch + 1)
@@ -201,12 +271,15 @@ class MiniDriver:
 
     def answer(self, node: int) -> Event:
         """Makes the call that was dispatched for a node, and gives what comes back."""
-        dispatch = self.calls.pop(node)
+        dispatch = self._end_call(node)
         path = NodePath(self.graph.nodes[node].path)
+        if dispatch.injected_error:
+            fault = Fault("An operator had this call fail.", "injected")
+            return DoAnswered(path, fault) if dispatch.phase is Phase.DO else UndoAnswered(path, fault)
         if path in self.injected and dispatch.phase is Phase.DO:
             return DoAnswered(path, Fault("An error was injected.", "injected"))
         result: Payload | Fault | None = None
-        for _ in range(self.repeat.get((path, dispatch.phase), 1)):
+        for _ in range(self.repeat.get((path, dispatch.phase), dispatch.repeats)):
             result = self.server.call(self.state.idempotency_key(node), dispatch.phase, self.epoch)
         if dispatch.phase is Phase.DO:
             assert result is not None
@@ -221,16 +294,35 @@ class MiniDriver:
 
     def lose(self, node: int, draw: float = 0.0) -> Event:
         """The call that was dispatched for a node ends without an answer; whether it was delivered is another matter."""
-        dispatch = self.calls.pop(node)
+        hurried = node in self.hurried
+        dispatch = self._end_call(node)
         path = NodePath(self.graph.nodes[node].path)
-        if node in self.hurried and dispatch.phase is Phase.DO and draw < 0.5:  # it was not under way
+        if hurried and dispatch.phase is Phase.DO and draw < 0.5:  # it was not under way
             return NotWaitedFor(path)
         return AnswerMissing(path, dispatch.phase, LOST, dispatch.spent_s + dispatch.delay_s + 1.0, draw)
 
+    def _end_call(self, node: int) -> Dispatch:
+        self.hurried.discard(node)
+        self.under_way.discard(node)
+        return self.calls.pop(node)
+
+    def give_up(self, node: int) -> Event:
+        """What comes of a do that was withheld and then hurried."""
+        del self.given_up[node]
+        return NotWaitedFor(NodePath(self.graph.nodes[node].path))
+
+    def order(self, command: Command) -> None:
+        """An operator's order, with an id of its own."""
+        self.handle(self.ordered(command))
+
+    def ordered(self, command: Command) -> Ordered:
+        self.orders.append(Ordered(f"c{len(self.log)}-{len(self.orders)}", "ada", command))
+        return self.orders[-1]
+
     def run(self) -> None:
-        """Answers every call, the longest waiting first, until the saga has settled."""
-        while self.calls:
-            self.handle(self.answer(next(iter(self.calls))))
+        """Answers every call, the longest waiting first, until the saga has settled or is paused."""
+        while self.calls or self.given_up:
+            self.handle(self.give_up(next(iter(self.given_up))) if self.given_up else self.answer(next(iter(self.calls))))
 
     def called(self, path: str) -> tuple[int, int]:
         """How often a node's action and undo action were called."""
@@ -246,6 +338,9 @@ class Weather:
     batch: float = 0.0
     skip: float = 0.5
     operator: bool = True
+    """Whether there is one who looks after undos that failed. Pauses are ended whatever it says."""
+    orders: float = 0.0
+    """How likely an operator says something before a step."""
 
 
 class RandomRun:
@@ -258,6 +353,8 @@ class RandomRun:
         self.driver = driver
         self.weather = weather
         self.random = Random(seed)
+        if weather.orders:  # else a call is under way as soon as its pause is over
+            driver.is_waiting = lambda dispatch: dispatch.delay_s > 0 or self.random.random() < 0.3
 
     def run_through(self) -> None:
         """Ends with the saga settled, nothing under way, and every invariant checked."""
@@ -267,6 +364,7 @@ class RandomRun:
             steps += 1
             assert steps < self.MAX_STEPS, "4: the saga does not come to an end"
         check_settled(driver.state)
+        assert not driver.state.in_flight
         for call in driver.late:
             driver.deliver(call)
         if driver.state.course.ended:
@@ -278,12 +376,14 @@ class RandomRun:
             driver.deliver(driver.late.pop(random.randrange(len(driver.late))))
         if not driver.state.course.ended and random.random() < self.weather.crash:
             self._crash_idle()
-        elif driver.calls:
-            count = 1 + (random.random() < self.weather.batch) + (random.random() < self.weather.batch)
-            nodes = random.sample(sorted(driver.calls), min(count, len(driver.calls)))
-            self._handle(*[self._outcome(node) for node in nodes])
+        elif not driver.state.course.ended and random.random() < self.weather.orders:
+            self._handle(*self._some_events(random.randrange(3)), *self._some_orders(), *self._some_events(random.randrange(2)))
+        elif driver.calls or driver.given_up:
+            self._handle(*self._some_events(1 + (random.random() < self.weather.batch) + (random.random() < self.weather.batch)))
         elif driver.state.course.ended:
             return False
+        elif driver.state.controls.paused and (driver.state.in_flight or not driver.state.undo_failed):
+            self._handle(driver.ordered(Step() if random.random() < 0.4 else Resume()))
         elif driver.state.undo_failed:
             if not self.weather.operator:
                 return False
@@ -296,9 +396,54 @@ class RandomRun:
             self._handle(Begin())
         return True
 
+    def _some_events(self, count: int) -> list[Event]:
+        driver = self.driver
+        nodes = sorted({*driver.calls, *driver.given_up})
+        return [self._outcome(node) for node in self.random.sample(nodes, min(count, len(nodes)))]
+
+    def _some_orders(self) -> list[Event]:
+        """Orders that may make sense or not; now and then one that was given before."""
+        driver, random = self.driver, self.random
+        orders: list[Event] = []
+        for _ in range(random.choice([1, 1, 1, 2, 3])):
+            if driver.orders and random.random() < 0.2:
+                orders.append(random.choice(driver.orders))
+            else:
+                orders.append(driver.ordered(self._some_command()))
+        return orders
+
+    def _some_command(self) -> Command:
+        random, nodes = self.random, self.driver.graph.nodes
+        node = NodePath("nobody" if random.random() < 0.05 else random.choice(nodes).path)
+        phase = random.choice(list(Phase))
+        commands: list[Command] = [
+            Pause("Look at it."),
+            Pause("Look at it."),
+            Resume(),
+            Step(),
+            Step(),
+            SetBreakpoint(node, random.random() < 0.5, random.random() < 0.2),
+            SetBreakpoint(node, random.random() < 0.5),
+            SetMaxInFlight(random.randrange(4)),
+            InjectRepeat(node, phase, random.choice([0, 1, 2, 3, 101])),
+        ]
+        if random.random() < 0.2:
+            commands += [Abort("Not wanted any more."), InjectError(node, phase), InjectError(node, phase)]
+        if self.weather.operator:
+            commands += [
+                RetryUndo(node),
+                MarkUndone(node, random.choice(["", "By hand."])),
+                SkipUndo(node, random.choice(["", "By hand."])),
+            ]
+        return random.choice(commands)
+
     def _outcome(self, node: int) -> Event:
         driver, random = self.driver, self.random
+        if node in driver.given_up:
+            return driver.give_up(node)
         dispatch = driver.calls[node]
+        if dispatch.injected_error:
+            return driver.answer(node)
         if node in driver.hurried and dispatch.delay_s > 0:
             return driver.lose(node, random.random())
         if random.random() >= self.weather.lost:
@@ -309,6 +454,8 @@ class RandomRun:
     def _deliver_unheard(self, dispatch: Dispatch) -> None:
         """A call that is lost before it is delivered, behind it, or delivered when everybody has forgotten it."""
         driver = self.driver
+        if dispatch.injected_error:
+            return
         call = (driver.state.idempotency_key(dispatch.node), dispatch.phase, int(driver.epoch))
         match self.random.randrange(3):
             case 0:
@@ -319,11 +466,12 @@ class RandomRun:
                 pass
 
     def _command(self) -> Event:
-        driver = self.driver
-        node = NodePath(driver.graph.nodes[self.random.choice(sorted(driver.state.undo_failed))].path)
-        if self.random.random() < self.weather.skip:
-            return SkipUndo(node, "It was removed by hand.")
-        return RetryUndo(node)
+        """What an operator says of an undo that failed."""
+        driver, random = self.driver, self.random
+        node = NodePath(driver.graph.nodes[random.choice(sorted(driver.state.undo_failed))].path)
+        if random.random() >= self.weather.skip:
+            return driver.ordered(RetryUndo(node))
+        return driver.ordered((SkipUndo if random.random() < 0.5 else MarkUndone)(node, "It was removed by hand."))
 
     def _handle(self, *events: Event) -> None:
         driver, random = self.driver, self.random

@@ -11,19 +11,40 @@ the reader. Several events behind one "$ ", separated by ";", reach the core tog
     $ lost a No answer.           the call under way (do or undo) ended without an answer
     $ undone a                    the undo action has succeeded
     $ undo-fails a Held.          it has failed for good
-    $ retry-undo a                an operator's
-    $ skip-undo a By hand.        an operator's
     $ take over / cut 2           sec-2, sec-3, ... recovers the saga from its log / the last 2 records of it are lost
     $ log                         the whole log
+
+What an operator orders gets the ids c1, c2, ...:
+
+    $ pause Why. / resume / step / abort Why.
+    $ break before a / break after a / clear before a / clear after a
+    $ max-in-flight 1
+    $ retry-undo a / skip-undo a By hand. / mark-undone a By hand.
+    $ inject-error a do / inject-repeat a undo 3
+    $ again                       the order before, with its id
 
 Output: "+" a record, "->" an effect, and the tree of nodes. Draws are 0, so that pauses have their full length, and every call takes 1 second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import compact
 from mini_driver import assert_same_state
 from sec_model import Payload
+from sec_model.commands import (
+    Abort,
+    Command,
+    InjectError,
+    InjectRepeat,
+    MarkUndone,
+    Pause,
+    Resume,
+    RetryUndo,
+    SetBreakpoint,
+    SetMaxInFlight,
+    SkipUndo,
+    Step,
+)
 from sec_model.graph import NodeKind
 
 from sec.core.decide import (
@@ -33,16 +54,19 @@ from sec.core.decide import (
     DoAnswered,
     Effect,
     Event,
+    Hurry,
     NotWaitedFor,
-    RetryUndo,
-    SkipUndo,
+    Ordered,
     TakenOver,
     UndoAnswered,
+    Withhold,
     decide,
 )
 from sec.core.errors import SagaError
 from sec.core.records import (
     AttemptUnknown,
+    BreakpointHit,
+    Commanded,
     Created,
     Done,
     Epoch,
@@ -93,6 +117,7 @@ class Session:
         self.log: list[LogEntry] = []
         self.epoch = Epoch(1)
         self.offered: frozenset[str] | None = None
+        self.orders: list[Ordered] = []
 
     def run(self, command: str) -> list[str]:
         verb, _, rest = command.partition(" ")
@@ -120,7 +145,7 @@ class Session:
                 return self._step(*(self._event(part.strip()) for part in command.split(";")))
 
     def _event(self, text: str) -> Event:
-        verb, path, words = (*text.split(" ", 2), "")[:3]
+        verb, path, words = (*text.split(" ", 2), "", "")[:3]
         node, fault = NodePath(path), Fault(words)
         match verb:
             case "ok":
@@ -133,16 +158,15 @@ class Session:
                 return UndoAnswered(node, fault)
             case "not-waited-for":
                 return NotWaitedFor(node)
-            case "retry-undo":
-                return RetryUndo(node)
-            case "skip-undo":
-                return SkipUndo(node, words)
             case "lost":
                 index = self.state.graph.by_path[node]
                 spent_s = self.state.tries.get(index, NO_TRIES).spent_s + 1.0
                 return AnswerMissing(node, self.state.in_flight.get(index, Phase.DO), fault, spent_s, 0.0)
+            case "again":
+                return self.orders[-1]
             case _:
-                raise AssertionError(f"no such command: {text}")
+                self.orders.append(Ordered(f"c{len(self.orders) + 1}", "ada", _command(text)))
+                return self.orders[-1]
 
     def _step(self, *events: Event) -> list[str]:
         try:
@@ -161,19 +185,76 @@ class Session:
 
     def _effect(self, effect: Effect) -> str:
         path = self.state.graph.nodes[effect.node].path
-        if not isinstance(effect, Dispatch):
-            return f"hurry {path}"
-        pause = f" after {effect.delay_s:g} s" if effect.delay_s else ""
-        return f"{effect.phase.value} {path} #{effect.attempt}{pause}"
+        match effect:
+            case Hurry():
+                return f"hurry {path}"
+            case Withhold():
+                return f"withhold {path}"
+            case Dispatch():
+                pause = f" after {effect.delay_s:g} s" if effect.delay_s else ""
+                repeats = f", {effect.repeats} times" if effect.repeats > 1 else ""
+                injected = ", which fails without being called" if effect.injected_error else ""
+                return f"{effect.phase.value} {path} #{effect.attempt}{pause}{repeats}{injected}"
 
     def _tree(self) -> list[str]:
-        return [f"{self.state.course.value}:", *self._lines()]
+        controls = self.state.controls
+        paused = f", paused ({controls.pause_reason})" if controls.paused else ""
+        steps = f", {controls.steps} to step" if controls.steps else ""
+        return [f"{self.state.course.value}{paused}{steps}:", *self._lines()]
 
     def _lines(self) -> Iterator[str]:
         for node in self.state.graph.nodes:
             if node.kind is not NodeKind.SUBSAGA_START:
                 depth = node.path.count("/") + 1
                 yield f"{'  ' * depth}{node.path.rpartition('/')[2]}: {node_state(self.state, node.index).value}"
+
+
+_ORDERS: dict[str, Callable[[str, str, str], Command]] = {
+    "pause": lambda one, _, rest: Pause(f"{one} {rest}".strip()),
+    "resume": lambda *_: Resume(),
+    "abort": lambda one, _, rest: Abort(f"{one} {rest}".strip()),
+    "step": lambda *_: Step(),
+    "break": lambda one, two, _: SetBreakpoint(NodePath(two), one == "after"),
+    "clear": lambda one, two, _: SetBreakpoint(NodePath(two), one == "after", clear=True),
+    "max-in-flight": lambda one, *_: SetMaxInFlight(int(one)),
+    "retry-undo": lambda one, *_: RetryUndo(NodePath(one)),
+    "skip-undo": lambda one, _, rest: SkipUndo(NodePath(one), rest),
+    "mark-undone": lambda one, _, rest: MarkUndone(NodePath(one), rest),
+    "inject-error": lambda one, two, _: InjectError(NodePath(one), Phase(two)),
+    "inject-repeat": lambda one, two, rest: InjectRepeat(NodePath(one), Phase(two), int(rest.split()[1])),
+}
+"""By their words: the two behind the order's name, and all behind the first of them."""
+
+
+def _command(text: str) -> Command:
+    verb, one, rest = (*text.split(" ", 2), "", "")[:3]
+    assert verb in _ORDERS, f"no such command: {text}"
+    return _ORDERS[verb](one, rest.partition(" ")[0], rest)
+
+
+def _words(command: Command) -> str:
+    """The command as a script gives it."""
+    match command:
+        case Pause(reason):
+            return f"pause {reason}".strip()
+        case Abort(reason):
+            return f"abort {reason}".strip()
+        case Resume() | Step():
+            return type(command).__name__.lower()
+        case SetBreakpoint(node, after, clear):
+            return f"{'clear' if clear else 'break'} {'after' if after else 'before'} {node}"
+        case SetMaxInFlight(limit):
+            return f"max-in-flight {limit}"
+        case RetryUndo(node):
+            return f"retry-undo {node}"
+        case SkipUndo(node, reason):
+            return f"skip-undo {node} {reason}".strip()
+        case MarkUndone(node, reason):
+            return f"mark-undone {node} {reason}".strip()
+        case InjectError(node, phase):
+            return f"inject-error {node} {phase.value}"
+        case InjectRepeat(node, phase, count):
+            return f"inject-repeat {node} {phase.value} {count}"
 
 
 def _record(record: Record) -> str:
@@ -184,6 +265,10 @@ def _record(record: Record) -> str:
             return f"OwnerChanged to {sec_node}, epoch {epoch}"
         case Done(outcome):
             return f"Done: {outcome.value}"
+        case Commanded(command_id, _, command, refused):
+            return f"Commanded {command_id}: {_words(command)}{' -- refused: ' + refused if refused else ''}"
+        case BreakpointHit(node, after):
+            return f"BreakpointHit {'after' if after else 'before'} {node}"
         case AttemptUnknown(node, phase, attempt, error, spent_s):
             return f"AttemptUnknown {node}: {phase.value} #{attempt}, {spent_s:g} s spent: {error.message}"
         case Failed(node, error) | OutcomeUnknown(node, error) | UndoFailed(node, error):

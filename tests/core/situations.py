@@ -2,8 +2,10 @@
 
 import compact
 from sec_model import Payload
+from sec_model.commands import Pause, SetBreakpoint
 
 from sec.core.records import (
+    Commanded,
     Created,
     Done,
     Failed,
@@ -39,6 +41,10 @@ WORDS: dict[str, list[Record]] = {
     "n-undone": [UndoFinished(N)],
     "n-held": [UndoFailed(N, FAULT)],
     "n-skipped": [UndoSkipped(N, "By hand.")],
+    "n-break": [Commanded("c1", "ada", SetBreakpoint(N, after=False))],
+    "pause": [Commanded("c2", "ada", Pause("Look at it."))],
+    "x": [Started(NodePath("x"))],
+    "x-failed": [Failed(NodePath("x"), FAULT)],
     "x-fails": [Started(NodePath("x")), Failed(NodePath("x"), FAULT)],
     "x-ok": [Started(NodePath("x")), Succeeded(NodePath("x"), Payload.json(1))],
     "h-ok": [Started(NodePath("h")), Succeeded(NodePath("h"), Payload.json(1))],
@@ -53,6 +59,8 @@ SITUATIONS: dict[str, tuple[Course, Mark]] = {
     "": (Course.NONEXISTENT, Mark.NEVER_STARTED),
     "created": (Course.CREATED, Mark.NEVER_STARTED),
     "created begun": (Course.RUNNING, Mark.NEVER_STARTED),
+    "created begun pause": (Course.RUNNING, Mark.NEVER_STARTED),
+    "created begun n-break": (Course.RUNNING, Mark.NEVER_STARTED),
     "created begun n": (Course.RUNNING, Mark.STARTED),
     "created begun n n-ok": (Course.RUNNING, Mark.SUCCEEDED),
     "created begun n n-ok x-ok h-ok z-ok": (Course.RUNNING, Mark.SUCCEEDED),
@@ -62,6 +70,7 @@ SITUATIONS: dict[str, tuple[Course, Mark]] = {
     "created begun x-fails undone": (Course.UNDONE, Mark.NEVER_STARTED),
     "created begun n x-fails": (Course.UNWINDING, Mark.STARTED),
     "created begun n n-ok x-fails": (Course.UNWINDING, Mark.SUCCEEDED),
+    "created begun n n-ok x pause x-failed": (Course.UNWINDING, Mark.SUCCEEDED),
     "created begun n n-fails": (Course.UNWINDING, Mark.FAILED),
     "created begun n n-fails undone": (Course.UNDONE, Mark.FAILED),
     "created begun n n-unknown": (Course.UNWINDING, Mark.OUTCOME_UNKNOWN),

@@ -1,14 +1,32 @@
 """The checkers find what they are there to find: each history here breaks one rule."""
 
+from dataclasses import replace
+
 import compact
 import pytest
-from core_checkers import Dispatched, Violated, check_all_or_none, check_history, check_settled
+from core_checkers import Dispatched, Violated, check_all_or_none, check_history, check_settled, check_step
 from mini_driver import FakeActionServer, MiniDriver
 from sec_model import Payload
+from sec_model.commands import (
+    Abort,
+    Command,
+    InjectError,
+    InjectRepeat,
+    MarkUndone,
+    Pause,
+    Resume,
+    RetryUndo,
+    SetBreakpoint,
+    SetMaxInFlight,
+    SkipUndo,
+)
+from sec_model.commands import Step as StepOnce
 
 from sec.core.decide import Dispatch
 from sec.core.records import (
     AttemptUnknown,
+    BreakpointHit,
+    Commanded,
     Created,
     Done,
     Epoch,
@@ -33,10 +51,13 @@ from sec.core.records import (
 from sec.core.state import SagaState, fold
 
 FAULT = Fault("Broken.")
+BY_HAND = "By hand."
 GRAPH = compact.graph("a > k=1 > sub(b) > c")
 DO_A, UNDO_A, DO_B = (
     Dispatch(GRAPH.index_of(p), phase, 1, 0.0, 30.0) for p, phase in (("a", Phase.DO), ("a", Phase.UNDO), ("sub/b", Phase.DO))
 )
+A, B = NodePath("a"), NodePath("sub/b")
+B_INDEX = GRAPH.index_of(B)
 Step = Record | Dispatch | tuple[int, str, Record]
 
 
@@ -54,6 +75,14 @@ def undo(path: str) -> list[Step]:
 
 def hold(path: str) -> list[Step]:
     return [UndoStarted(NodePath(path)), UndoFailed(NodePath(path), FAULT)]
+
+
+def order(command: Command, command_id: str = "", refused: str = "") -> Commanded:
+    return Commanded(command_id or repr(command), "ada", command, refused)
+
+
+def skip(path: str) -> list[Step]:
+    return [order(SkipUndo(NodePath(path), BY_HAND)), UndoSkipped(NodePath(path), BY_HAND)]
 
 
 def history(steps: list[Step]) -> list[LogEntry | Dispatched]:
@@ -84,14 +113,34 @@ def history(steps: list[Step]) -> list[LogEntry | Dispatched]:
             *undo("a")[1:],
             Done(Outcome.UNDONE),
         ],
-        [*do("a"), *fail("sub/b"), *hold("a"), UndoSkipped(NodePath("a"), "By hand."), Done(Outcome.UNDONE)],
-        [*do("a"), *fail("sub/b"), *hold("a"), *undo("a"), Done(Outcome.UNDONE)],
+        [*do("a"), *fail("sub/b"), *hold("a"), *skip("a"), Done(Outcome.UNDONE)],
+        [*do("a"), *fail("sub/b"), *hold("a"), order(RetryUndo(A)), *undo("a"), Done(Outcome.UNDONE)],
+        [*do("a"), *fail("sub/b"), *hold("a"), order(MarkUndone(A, BY_HAND)), UndoFinished(A), Done(Outcome.UNDONE)],
+        [order(Pause("")), order(StepOnce()), Started(A), DO_A, order(StepOnce(), "again"), *do("a")[1:], *do("sub/b")],
+        [order(Pause("")), order(Resume()), Started(A), DO_A, order(Pause(""), "again"), *do("a")[1:]],
+        [order(SetBreakpoint(A, after=False)), BreakpointHit(A, after=False), order(StepOnce()), Started(A), DO_A],
+        [order(SetBreakpoint(A, after=True)), *do("a"), BreakpointHit(A, after=True), order(Resume()), Started(B)],
+        [order(SetBreakpoint(A, after=False)), order(SetBreakpoint(A, after=False, clear=True)), Started(A), DO_A],
+        [
+            *do("a"),
+            Started(B),
+            order(Pause("")),
+            order(Abort("")),
+            OutcomeUnknown(B, FAULT),
+            UndoStarted(B),
+            Dispatch(B_INDEX, Phase.UNDO, 1, 0.0, 30.0),
+        ],
+        [order(SetMaxInFlight(1)), Started(A), DO_A],
+        [order(InjectError(A, Phase.DO)), Started(A), replace(DO_A, injected_error=True), Failed(A, FAULT), Done(Outcome.UNDONE)],
+        [order(InjectRepeat(A, Phase.DO, 3)), Started(A), replace(DO_A, repeats=3), *do("a")[1:]],
+        [order(Pause("")), order(Pause(""), "again", "It is paused already."), order(RetryUndo(A), "", "No."), order(Resume())],
     ],
 )
 def test_a_good_history_passes(steps: list[Step]) -> None:
     check_history(GRAPH, history(steps))
     records = [h for h in history(steps) if isinstance(h, LogEntry)]
-    assert fold(SagaId("s"), GRAPH, records).course.ended, "the core agrees"
+    state = fold(SagaId("s"), GRAPH, records)
+    assert state.course.ended == isinstance(records[-1].record, Done), "the core agrees"
 
 
 @pytest.mark.parametrize(
@@ -120,12 +169,81 @@ def test_a_good_history_passes(steps: list[Step]) -> None:
         ([*do("a"), *do("sub/b"), *fail("c"), *hold("sub/b"), *undo("a")], "3: a is undone before sub/b"),
         ([*do("a"), AttemptUnknown(NodePath("a"), Phase.DO, 1, FAULT, 1.0)], "2: a goes from succeeded to open"),
         ([UndoSkipped(NodePath("a"), "By hand.")], "2: a goes from never to skipped"),
+        ([order(Pause(""), "c1"), order(Resume(), "c1")], "6: the command c1 is taken up twice"),
+        ([order(Pause(""), "c1"), order(Resume(), "c1", "No.")], "6: the command c1 is taken up twice"),
+        ([order(Pause("")), order(Pause(""), "again")], "6: a paused saga is paused"),
+        ([order(Resume())], "6: a saga that is not paused is resumed"),
+        ([order(StepOnce())], "6: a saga that is not paused is stepped"),
+        ([*fail("a"), order(Abort(""))], "6: a saga that unwinds is aborted"),
+        ([order(Abort("")), Started(A)], "2: a starts while the saga unwinds"),
+        ([order(Pause("")), Started(A)], "7: a starts while the saga is paused"),
+        ([Started(A), order(Pause("")), DO_A], "7: the do of a is dispatched while the saga is paused"),
+        ([order(Pause("")), order(StepOnce()), *do("a"), Started(B)], "7: sub/b starts while the saga is paused"),
+        ([order(Pause("")), order(StepOnce()), order(Resume()), order(Pause(""), "again"), Started(A)], "7: a starts while"),
+        ([*do("a"), Started(B), order(Pause("")), Failed(B, FAULT), *undo("a")], "7: a starts while the saga is paused"),
+        ([BreakpointHit(A, after=False)], "6: there is no breakpoint at a"),
+        ([order(SetBreakpoint(A, after=True)), BreakpointHit(A, after=True)], "2: a goes from never to succeeded"),
+        ([order(SetBreakpoint(A, after=False)), Started(A)], "6: a starts past its breakpoint"),
+        ([order(SetBreakpoint(A, after=False)), BreakpointHit(A, after=False), Started(A)], "7: a starts while the saga is"),
+        (
+            [order(SetBreakpoint(B, after=False)), *fail("a"), BreakpointHit(B, after=False)],
+            "6: the breakpoint at sub/b is reached",
+        ),
+        ([order(InjectError(A, Phase.DO)), *do("a")], "6: a succeeds in spite of its injected error"),
+        ([order(InjectError(A, Phase.DO)), Started(A), DO_A], "6: the do of a is dispatched without what was injected"),
+        ([order(InjectRepeat(A, Phase.DO, 2)), Started(A), DO_A], "6: the do of a is dispatched without its repeats"),
+        (
+            [*do("a"), *fail("sub/b"), order(InjectError(A, Phase.UNDO)), *undo("a")],
+            "6: a is undone in spite of its injected error",
+        ),
+        ([*do("a"), *fail("sub/b"), *hold("a"), *undo("a")], "6: nobody ordered that the undo of a be tried again"),
+        ([*do("a"), *fail("sub/b"), *hold("a"), UndoSkipped(A, BY_HAND)], "6: nobody ordered that the undo of a be skipped"),
+        ([*do("a"), *fail("sub/b"), *hold("a"), UndoFinished(A)], "6: nobody said that a is undone"),
+        ([*do("a"), *fail("sub/b"), *hold("a"), order(RetryUndo(A)), UndoFinished(A)], "6: nobody said that a is undone"),
+        ([*do("a"), order(RetryUndo(A))], "6: the undo of a has not failed"),
         ([(2, "sec-2", do("a")[0]), DO_A], "7: the do of a is dispatched in epoch 1 while 2 is on"),
     ],
 )
 def test_a_bad_history_is_found(steps: list[Step], violation: str) -> None:
     with pytest.raises(Violated, match=f"^{violation}"):
         check_history(GRAPH, history(steps))
+
+
+def test_a_limit_that_is_not_kept_is_found() -> None:
+    graph = compact.graph("a | b > c")
+    limit = order(SetMaxInFlight(1))
+    check_history(graph, history([limit, *do("a"), *do("b")]))
+    check_history(graph, history([Started(A), Started(NodePath("b")), limit]))
+    with pytest.raises(Violated, match=r"^6: b starts as number 2 in flight, of 1"):
+        check_history(graph, history([limit, Started(A), Started(NodePath("b"))]))
+
+
+@pytest.mark.parametrize(
+    ("records", "running", "violation"),
+    [
+        ([order(RetryUndo(A))], False, "the order to retry the undo of a has no effect"),
+        ([order(RetryUndo(A)), UndoStarted(B)], False, "the order to retry the undo of a has no effect"),
+        ([order(SkipUndo(A, BY_HAND)), UndoSkipped(A, "Other.")], False, "the order to skip the undo of a has no effect"),
+        ([order(MarkUndone(A, BY_HAND)), UndoSkipped(A, BY_HAND)], False, "the word that a is undone has no effect"),
+        ([Succeeded(A, Payload()), Started(B)], True, "the breakpoint after a is passed by"),
+        ([order(SetBreakpoint(B, after=True)), Succeeded(B, Payload())], True, "the breakpoint after sub/b is passed by"),
+        ([order(RetryUndo(A)), UndoStarted(A)], False, ""),
+        ([order(RetryUndo(A), "", "No.")], False, ""),
+        ([order(SkipUndo(A, BY_HAND)), UndoSkipped(A, BY_HAND)], False, ""),
+        ([order(MarkUndone(A, BY_HAND)), UndoFinished(A)], False, ""),
+        ([Succeeded(A, Payload()), BreakpointHit(A, after=True)], True, ""),
+        ([Succeeded(A, Payload())], False, ""),
+        ([order(Abort("")), Succeeded(A, Payload())], True, ""),
+        ([order(SetBreakpoint(A, after=True, clear=True)), Succeeded(A, Payload())], True, ""),
+    ],
+)
+def test_an_order_without_its_effect_is_found(records: list[Record], running: bool, violation: str) -> None:
+    points = frozenset({(A, True)})
+    if not violation:
+        check_step(records, points, running=running)
+        return
+    with pytest.raises(Violated, match=f"^6: {violation}$"):
+        check_step(records, points, running=running)
 
 
 def test_a_gap_in_a_log_is_found() -> None:
@@ -173,7 +291,7 @@ def test_effects_of_half_a_saga_are_found() -> None:
     check_all_or_none(GRAPH, undone, set())
     with pytest.raises(Violated, match=r"^5: the saga is undone, but \['a'\] are left"):
         check_all_or_none(GRAPH, undone, {"a"})
-    skipped = entries([*do("a"), *fail("sub/b"), *hold("a"), UndoSkipped(NodePath("a"), "By hand."), Done(Outcome.UNDONE)])
+    skipped = entries([*do("a"), *fail("sub/b"), *hold("a"), *skip("a"), Done(Outcome.UNDONE)])
     check_all_or_none(GRAPH, skipped, {"a"})
 
 

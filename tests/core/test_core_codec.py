@@ -6,12 +6,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sec_model import Payload
-from sec_protos.v1 import records_pb2
+from sec_model.commands import (
+    Abort,
+    Command,
+    InjectError,
+    InjectRepeat,
+    MarkUndone,
+    Pause,
+    Resume,
+    RetryUndo,
+    SetBreakpoint,
+    SetMaxInFlight,
+    SkipUndo,
+    Step,
+)
+from sec_model.commands_codec import command_from_proto, command_to_proto
+from sec_protos.v1 import commands_pb2, records_pb2
 
 from sec.codec import batch_to_bytes, entries_from_bytes, record_from_proto, record_to_proto
 from sec.core.errors import CorruptLog
 from sec.core.records import (
     AttemptUnknown,
+    BreakpointHit,
+    Commanded,
     Created,
     Done,
     Epoch,
@@ -38,6 +55,22 @@ from sec.core.records import (
 
 PATH = NodePath("alloc/id")
 FAULTS = [Fault("Broken."), Fault("No room.", "no_room"), Fault("", "", Payload("text/plain", b"\xff")), Fault("é", "x", Payload())]
+COMMANDS: list[Command] = [
+    Pause("Look at it."),
+    Pause(""),
+    Resume(),
+    Abort("Not wanted any more."),
+    Abort(""),
+    Step(),
+    *(SetBreakpoint(PATH, after, clear) for after in (False, True) for clear in (False, True)),
+    SetMaxInFlight(0),
+    SetMaxInFlight(2**32 - 1),
+    RetryUndo(PATH),
+    SkipUndo(PATH, "Removed by hand."),
+    MarkUndone(PATH, "Removed by hand."),
+    *(InjectError(PATH, phase) for phase in Phase),
+    *(InjectRepeat(PATH, phase, count) for phase in Phase for count in (1, 100)),
+]
 RECORDS: list[Record] = [
     Created("uid", "hash"),
     StartRequested(),
@@ -53,6 +86,9 @@ RECORDS: list[Record] = [
     UndoFinished(PATH),
     *(UndoFailed(PATH, fault) for fault in FAULTS),
     UndoSkipped(PATH, "Removed by hand."),
+    *(Commanded("id", "ada", command) for command in COMMANDS),
+    *(Commanded("id", "", command, "It is too late.") for command in COMMANDS),
+    *(BreakpointHit(PATH, after) for after in (False, True)),
     *(Done(outcome) for outcome in Outcome),
 ]
 
@@ -112,6 +148,59 @@ def test_an_unknown_outcome_is_refused(outcome: int) -> None:
     with pytest.raises(CorruptLog) as caught:
         record_from_proto(message)
     assert str(caught.value) == f"The last record has the unknown outcome {outcome}."
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=repr)
+def test_a_command_comes_back_as_it_went(command: Command) -> None:
+    stored = command_to_proto(command).SerializeToString()
+    assert command_from_proto(commands_pb2.Command.FromString(stored)) == command
+
+
+def test_every_command_is_among_those_tried() -> None:
+    assert {type(c) for c in COMMANDS} == set(get_args(Command))
+    tried = {command_to_proto(c).WhichOneof("kind") for c in COMMANDS}
+    assert tried == {f.name for f in commands_pb2.Command.DESCRIPTOR.oneofs_by_name["kind"].fields}
+
+
+@pytest.mark.parametrize("stored", [b"", b"\xf2\x3f\x00"], ids=["none", "one that a newer version wrote"])
+def test_a_command_of_an_unknown_kind_is_refused(stored: bytes) -> None:
+    message = commands_pb2.Command.FromString(stored)
+    with pytest.raises(ValueError, match=r"^A command is of a kind that this version does not know\.$"):
+        command_from_proto(message)
+    with pytest.raises(CorruptLog) as caught:
+        record_from_proto(records_pb2.Record(commanded=records_pb2.Commanded(command_id="c1", command=message)))
+    assert str(caught.value) == 'The record of command "c1" cannot be read: A command is of a kind that this version does not know.'
+
+
+@pytest.mark.parametrize("phase", [0, 7])
+@pytest.mark.parametrize("kind", ["inject_error", "inject_repeat"])
+def test_a_command_with_an_unknown_phase_is_refused(kind: str, phase: int) -> None:
+    message = commands_pb2.Command()
+    body = getattr(message, kind)
+    body.node, body.phase = "a", phase
+    with pytest.raises(ValueError, match=f"^A command has the unknown phase {phase}\\.$"):
+        command_from_proto(message)
+    with pytest.raises(CorruptLog) as caught:
+        record_from_proto(records_pb2.Record(commanded=records_pb2.Commanded(command_id="c1", command=message)))
+    assert str(caught.value) == f'The record of command "c1" cannot be read: A command has the unknown phase {phase}.'
+
+
+@settings(deadline=None)
+@given(st.text(), st.text(), st.text(), st.text(), st.text(), st.integers(0, 2**32 - 1))
+def test_any_words_of_a_command_come_back_as_they_went(
+    command_id: str, by: str, node: str, reason: str, refused: str, number: int
+) -> None:
+    path = NodePath(node)
+    for command in (
+        Pause(reason),
+        Abort(reason),
+        SkipUndo(path, reason),
+        MarkUndone(path, reason),
+        SetMaxInFlight(number),
+        InjectRepeat(path, Phase.UNDO, number),
+    ):
+        record = Commanded(command_id, by, command, refused)
+        assert record_from_proto(record_to_proto(record)) == record
 
 
 def test_a_batch_comes_back_as_entries() -> None:

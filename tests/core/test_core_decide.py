@@ -4,6 +4,7 @@ import compact
 import pytest
 from mini_driver import assert_same_state
 from sec_model import Payload, RetryPolicy, Saga, action, compile_graph, constant, subsaga
+from sec_model.commands import RetryUndo
 
 from sec.core.decide import (
     AnswerMissing,
@@ -13,8 +14,7 @@ from sec.core.decide import (
     Effect,
     Event,
     Hurry,
-    RetryUndo,
-    SkipUndo,
+    Ordered,
     TakenOver,
     UndoAnswered,
     decide,
@@ -22,6 +22,7 @@ from sec.core.decide import (
 from sec.core.errors import IllegalTransition, SagaError
 from sec.core.records import (
     AttemptUnknown,
+    Commanded,
     Created,
     Epoch,
     Failed,
@@ -73,10 +74,6 @@ def answer(state: SagaState, events: list[Event]) -> tuple[tuple[Record, ...], t
         AnswerMissing(B, Phase.UNDO, FAULT, 1.0, 0.0),
         AnswerMissing(NodePath("nobody"), Phase.DO, FAULT, 1.0, 0.0),
         AnswerMissing(NodePath("k"), Phase.DO, FAULT, 1.0, 0.0),
-        RetryUndo(B),
-        RetryUndo(NodePath("nobody")),
-        SkipUndo(B, "By hand."),
-        SkipUndo(NodePath("nobody"), "By hand."),
         TakenOver(Epoch(0), SecNodeName("sec-9")),
     ],
     ids=repr,
@@ -188,7 +185,9 @@ def test_a_retried_undo_begins_with_a_fresh_policy() -> None:
     state = running("a > b", Started(A), Succeeded(A, Payload()), Started(B), Failed(B, FAULT), UndoStarted(A))
     state.apply(AttemptUnknown(A, Phase.UNDO, 1, FAULT, 100.0))
     state.apply(UndoFailed(A, FAULT))
-    assert answer(state, [RetryUndo(A)]) == ((UndoStarted(A),), (Dispatch(0, Phase.UNDO, 1, 0.0, 30.0),))
+    records, effects = answer(state, [Ordered("c1", "ada", RetryUndo(A))])
+    assert records == (Commanded("c1", "ada", RetryUndo(A)), UndoStarted(A))
+    assert effects == (Dispatch(0, Phase.UNDO, 1, 0.0, 30.0),)
 
 
 def test_every_mishap_is_kept_in_order() -> None:

@@ -5,6 +5,7 @@ import pytest
 from mini_driver import FakeActionServer, MiniDriver, assert_same_state
 from sec_model import Payload
 
+from sec.core.controls import Controls
 from sec.core.decide import Begin, Ready, TakenOver, decide
 from sec.core.errors import CorruptLog, IllegalTransition
 from sec.core.records import (
@@ -49,7 +50,7 @@ def test_a_log_is_folded() -> None:
 def test_an_empty_log_is_a_saga_that_is_not_there() -> None:
     state = fold(SagaId("s"), GRAPH, [])
     assert state.course is Course.NONEXISTENT
-    assert decide(state, [Begin()]) == Ready((), (), Course.NONEXISTENT, ())
+    assert decide(state, [Begin()]) == Ready((), (), Course.NONEXISTENT, (), Controls())
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def servers(draw: st.DrawFn, graph: Graph) -> FakeActionServer:
 
 @st.composite
 def weathers(draw: st.DrawFn) -> Weather:
-    return Weather(draw(CHANCES), draw(CHANCES), draw(CHANCES), operator=draw(st.booleans()))
+    return Weather(draw(CHANCES), draw(CHANCES), draw(CHANCES), operator=draw(st.booleans()), orders=draw(CHANCES))
 
 
 @CHECKED
@@ -45,12 +45,26 @@ def test_every_saga_ends_with_all_of_its_effects_or_none(
     driver = MiniDriver(graph, server, offered=offered)
     driver.submit()
     RandomRun(driver, weather, seed).run_through()
-    if not (server.failing or weather.lost):
+    if not (server.failing or weather.lost or weather.orders):
         assert driver.state.course is Course.DONE
     if server.failing:
         assert driver.state.course in (Course.UNDONE, Course.STUCK)
     if weather.operator:
         assert driver.state.course.ended
+    assert_same_state(driver.state, fold(SagaId("s"), graph, driver.log))
+
+
+@settings(CHECKED, max_examples=300)
+@given(definitions(max_nodes=8), SEEDS, st.sampled_from([0.1, 0.3, 0.6]), CHANCES, st.booleans(), st.data())
+def test_whatever_operators_order_every_saga_ends(
+    definition: Definition, seed: int, orders: float, chance: float, crashes: bool, data: st.DataObject
+) -> None:
+    """Orders of every kind at any instant, in the same step with answers, twice, and pauses without an end but the last."""
+    graph = compile_graph(definition)
+    driver = MiniDriver(graph, data.draw(servers(graph)))
+    driver.submit()
+    RandomRun(driver, Weather(chance, chance if crashes else 0.0, 0.3, orders=orders), seed).run_through()
+    assert driver.state.course.ended
     assert_same_state(driver.state, fold(SagaId("s"), graph, driver.log))
 
 

@@ -6,11 +6,14 @@ import compact
 import pytest
 from mini_driver import assert_same_state
 from sec_model import Payload
+from sec_model.commands import SetMaxInFlight
 from situations import FAULT, GRAPH, SITUATIONS, N, reach
 
 from sec.core.errors import IllegalTransition
 from sec.core.records import (
     AttemptUnknown,
+    BreakpointHit,
+    Commanded,
     Created,
     Done,
     Epoch,
@@ -41,6 +44,8 @@ RECORDS: dict[str, type[Record]] = {
         Created,
         StartRequested,
         OwnerChanged,
+        Commanded,
+        BreakpointHit,
         Started,
         Succeeded,
         Failed,
@@ -54,9 +59,11 @@ RECORDS: dict[str, type[Record]] = {
     )
 }
 # Where both tables allow a record, and the rest of the saga does not.
-STUCK_OPENS_NOTHING = {
+NOT_NOW = {
     ("created begun h-ok n n-ok x-fails h-held", "UndoStarted"),
     ("created begun h-ok n n-unknown h-held", "UndoStarted"),
+    ("created begun pause", "Started"),
+    ("created begun n n-ok x pause x-failed", "UndoStarted"),
 }
 ENDS = {
     "created begun n n-ok x-ok h-ok z-ok",
@@ -79,6 +86,8 @@ def record_for(kind: type[Record], state: SagaState) -> Record:
         return OwnerChanged(Epoch(state.epoch + 1), SecNodeName("sec-2"))
     return {
         Created: Created("uid-2", "hash-2"),
+        Commanded: Commanded(f"c{state.next_sequence}", "ada", SetMaxInFlight(7)),
+        BreakpointHit: BreakpointHit(N, after=False),
         StartRequested: StartRequested(),
         Started: Started(N),
         Succeeded: Succeeded(N, Payload.json(2)),
@@ -114,9 +123,11 @@ def test_every_record_in_every_situation(situation: str, kind: str) -> None:
     record = record_for(RECORDS[kind], state)
     allowed = RECORDS[kind] in SAGA_ACCEPTS[course]
     if isinstance(record, NodeRecord):
-        allowed = allowed and (mark, RECORDS[kind]) in NODE_TRANSITIONS and (situation, kind) not in STUCK_OPENS_NOTHING
+        allowed = allowed and (mark, RECORDS[kind]) in NODE_TRANSITIONS and (situation, kind) not in NOT_NOW
     if isinstance(record, Done):
         allowed = allowed and situation in ENDS
+    if isinstance(record, BreakpointHit):
+        allowed = allowed and situation == "created begun n-break"
     if not allowed:
         refused(state, record)
         return
@@ -151,6 +162,7 @@ def test_node_transitions_are_those_of_the_design() -> None:
         "undo_started UndoFailed undo_failed",
         "undo_failed UndoStarted undo_started",
         "undo_failed UndoSkipped undo_skipped",
+        "undo_failed UndoFinished undo_finished",
     }
 
 
@@ -161,9 +173,9 @@ def test_what_a_saga_accepts_is_that_of_the_design() -> None:
     assert written == {
         "nonexistent": ["Created"],
         "created": ["StartRequested"],
-        "running": sorted([*outcomes, "Done", "OwnerChanged", "Started"]),
-        "unwinding": sorted([*outcomes, *undo, "Done", "OwnerChanged"]),
-        "stuck": sorted([*outcomes, *undo, "OwnerChanged"]),
+        "running": sorted([*outcomes, "BreakpointHit", "Commanded", "Done", "OwnerChanged", "Started"]),
+        "unwinding": sorted([*outcomes, *undo, "Commanded", "Done", "OwnerChanged"]),
+        "stuck": sorted([*outcomes, *undo, "Commanded", "OwnerChanged"]),
         "done": [],
         "undone": [],
     }

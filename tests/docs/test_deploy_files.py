@@ -1,11 +1,14 @@
 """What can be checked of the deployment files without the programs that they are for."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,15 @@ DEPLOY = ROOT / "deploy"
 OPTIONS = {opt: p for p in sec.commands["node"].params for opt in p.opts}
 VARIABLES = {f"SEC_NODE_{str(p.name).upper()}" for p in sec.commands["node"].params}
 IMAGE = f"sec-cluster:{__version__}"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A command that is run again and again."""
+
+    command: list[str]
+    timeout_s: int
+    interval_s: int
 
 
 @pytest.fixture(scope="module")
@@ -68,31 +80,79 @@ def test_kubernetes_sets_what_a_node_knows(kubernetes: dict[str, Any]) -> None:
     assert {e["name"] for e in container(kubernetes)["env"]} - {"POD_NAME", "POD_NAMESPACE"} <= VARIABLES
 
 
-def test_liveness_takes_any_answer_and_no_silence(kubernetes: dict[str, Any], etcd: EmbeddedEtcd, tmp_path: Path) -> None:
-    _, flag, program = container(kubernetes)["livenessProbe"]["exec"]["command"]
+@pytest.fixture(scope="module")
+def probes(kubernetes: dict[str, Any]) -> dict[str, Probe]:
+    """What asks an SEC node how it is, in the files."""
+    found = {}
+    for name in ("liveness", "readiness"):
+        probe = container(kubernetes)[f"{name}Probe"]
+        found[f"Kubernetes' {name}"] = Probe(probe["exec"]["command"], probe["timeoutSeconds"], probe["periodSeconds"])
+    services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
+    (check,) = {json.dumps(service["healthcheck"]) for name, service in services.items() if name.startswith("sec-")}
+    asked = json.loads(check)
+    assert asked["test"][0] == "CMD"
+    found["Compose"] = Probe(asked["test"][1:], int(asked["timeout"][:-1]), int(asked["interval"][:-1]))
+    pattern = r"^HEALTHCHECK --interval=(\d+)s --timeout=(\d+)s .* CMD (\[.+\])$"
+    ((interval, timeout, command),) = re.findall(pattern, (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
+    found["Dockerfile"] = Probe(json.loads(command), int(timeout), int(interval))
+    return found
 
-    def alive(address: str) -> bool:
-        own = program.replace("127.0.0.1:7450", address).replace("timeout=10", "timeout=2")
-        assert own != program
-        return subprocess.run([sys.executable, flag, own], capture_output=True, timeout=60).returncode == 0
 
+def test_the_probes_ask_where_a_node_listens_and_have_time_to_start(kubernetes: dict[str, Any], probes: dict[str, Probe]) -> None:
+    health = sec.commands["health"]
+    (default,) = [str(p.default) for p in health.params if p.name == "address"]
+    assert default.rpartition(":")[2] == str(container(kubernetes)["ports"][0]["containerPort"])
+    assert f'"--listen", "0.0.0.0:{default.rpartition(":")[2]}"' in (DEPLOY / "Dockerfile").read_text()
+    for name, probe in probes.items():
+        assert probe.command[:2] == ["sec", "health"], name
+        context = health.make_context("health", probe.command[2:])
+        assert context.params["address"] == default, name
+        assert context.params["timeout"] + 5 <= probe.timeout_s < probe.interval_s, name
+    live = {name for name, probe in probes.items() if "--live" in probe.command}
+    assert live == {"Kubernetes' liveness", "Dockerfile"}  # these two lead to a restart; the others must tell who is not ready
+
+
+def test_liveness_takes_any_answer_and_readiness_only_serving(probes: dict[str, Probe], etcd: EmbeddedEtcd, tmp_path: Path) -> None:
+    def good(address: str) -> set[str]:
+        """The kinds of probes that find it good there. All of one kind must be of one opinion."""
+        opinions = set()
+        for probe in probes.values():
+            command = [sys.executable, "-m", *probe.command, "--timeout=1", address]
+            status = subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode
+            opinions.add(("live" if "--live" in probe.command else "ready", status == 0))
+        assert len(opinions) == 2, opinions
+        return {kind for kind, is_good in opinions if is_good}
+
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SEC_HEALTH_")}
     with DevCluster(tmp_path, nodes=1, etcd_endpoints=etcd.endpoints, prefix=f"/deploy/{os.getpid()}") as cluster:
         address = cluster.address("sec-1")
-        assert alive(address)
+        assert good(address) == {"live", "ready"}
         cluster.pause("sec-1")
-        assert not alive(address)
+        assert good(address) == set()
         cluster.resume("sec-1")
-    assert not alive(address)
+    assert good(address) == set()
     log = tmp_path / "without-etcd.log"
     command = [sys.executable, "-m", "sec", "node", f"--listen={address}", "--etcd=127.0.0.1:1", "--name=alone"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        tries = [alive(address) for _ in range(10) if process.poll() is None]
-        assert tries[-1], log.read_text()
+        end = time.monotonic() + 30
+        while "serves on" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.02)
+        assert good(address) == {"live"}
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+
+
+def test_the_variables_for_tls_are_those_of_the_command() -> None:
+    known = {f"SEC_HEALTH_{str(p.name).upper()}" for p in sec.commands["health"].params}
+    for name in ("README.md", "Dockerfile", "kubernetes/sec.yaml", "../docs/operations.md"):
+        named = set(re.findall(r"SEC_HEALTH_[A-Z_]+", (DEPLOY / name).read_text()))
+        assert named, name
+        assert named <= known, name
 
 
 def test_compose_starts_a_sound_etcd_and_nodes_that_know_their_options() -> None:

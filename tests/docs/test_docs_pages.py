@@ -13,14 +13,18 @@ import click
 import pytest
 from click.testing import CliRunner
 from docs_support import ROOT, blocks, pages
+from sec_protos.v1 import records_pb2
+from secctl import controls
 from secctl.__main__ import cli as secctl
 from secctl.errors import EXIT_CODES
 
 from sec.cli import main as sec
+from sec.core.status import NodeState
 
 PAGES = pages()
 OPERATIONS = ROOT / "docs" / "operations.md"
 CLIENT = ROOT / "docs" / "client.md"
+SEMANTICS = ROOT / "docs" / "semantics.md"
 
 
 def name_of(page: Path) -> str:
@@ -82,31 +86,55 @@ def test_the_words_are_those_of_the_glossary(page: Path) -> None:
         r"\b(?:aborts?|aborted|compensat\w+|requests?|workflows?|tasks?|workers?)\b", without_code(page.read_text()), re.IGNORECASE
     )
     allowed = {
-        "README.md": ["abort"],  # the operator's command, which is called so
         "deploy/README.md": ["requests"],  # Kubernetes' word for what a container asks for
     }
     assert wrong == allowed.get(name_of(page), [])
 
 
-def test_the_diagram_shows_the_transition_tables() -> None:
+@pytest.mark.parametrize("name", ["design.md", "semantics.md"])
+def test_the_diagrams_show_the_transition_tables(name: str) -> None:
     gen_diagram = load_tool("gen_diagram")
-    page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    assert gen_diagram.updated(page) == page, "docs/design.md has drifted: run `make gen`"
+    path = ROOT / "docs" / name
+    page = path.read_text(encoding="utf-8")
+    assert path in gen_diagram.PAGES
+    assert gen_diagram.updated(page) == page, f"docs/{name} has drifted: run `make gen`"
     assert "undo_failed --> undo_skipped: undo_skipped" in page
 
 
-def test_a_diagram_that_has_drifted_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["design.md", "semantics.md"])
+def test_a_diagram_that_has_drifted_is_noticed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     gen_diagram = load_tool("gen_diagram")
-    drifted = tmp_path / "design.md"
-    drifted.write_text(
-        (ROOT / "docs" / "design.md").read_text().replace("started --> failed: failed", "started --> nowhere: failed")
-    )
-    monkeypatch.setattr(gen_diagram, "PAGE", drifted)
+    copies = []
+    for page in gen_diagram.PAGES:
+        copy = tmp_path / page.name
+        copy.write_text(gen_diagram.updated(page.read_text(encoding="utf-8")))
+        copies.append(copy)
+    drifted = tmp_path / name
+    drifted.write_text(drifted.read_text().replace("started --> failed: failed", "started --> nowhere: failed"))
+    monkeypatch.setattr(gen_diagram, "PAGES", tuple(copies))
     assert gen_diagram.main(["--check"]) == 1
+    assert capsys.readouterr().err.count(name) == 1
     assert "nowhere" in drifted.read_text()
     assert gen_diagram.main([]) == 0
     assert gen_diagram.main(["--check"]) == 0
     assert "nowhere" not in drifted.read_text()
+
+
+def test_the_semantics_explain_every_record() -> None:
+    shown = {row[0].strip("`") for row in table_rows(SEMANTICS, "## The records of a saga")}
+    assert shown == {field.name for field in records_pb2.Record.DESCRIPTOR.fields}
+
+
+def test_the_semantics_explain_every_state_that_a_node_is_shown_in() -> None:
+    shown = {row[0].strip("`") for row in table_rows(SEMANTICS, "## The states of a node, by its records")}
+    assert shown == {state.value for state in NodeState}
+
+
+def test_the_semantics_explain_every_command() -> None:
+    shown = {row[0].strip("`") for row in table_rows(SEMANTICS, "## Commands")}
+    assert shown == {command.name for command in controls.COMMANDS}
 
 
 def load_tool(name: str) -> ModuleType:
@@ -204,7 +232,7 @@ def codes_in_the_code() -> dict[str, str]:
 
 
 def test_the_overview_of_secctl_is_complete() -> None:
-    shown = {" ".join(re.findall(r"[a-z]+", row[0])[:3]) for row in table_rows(CLIENT, "## secctl")}
+    shown = {" ".join(re.findall(r"[a-z]+(?:-[a-z]+)*", row[0])[:3]) for row in table_rows(CLIENT, "## secctl")}
     assert shown == {name for name, command in COMMANDS if name.startswith("secctl ") and not isinstance(command, click.Group)}
 
 

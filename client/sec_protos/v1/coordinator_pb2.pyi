@@ -13,6 +13,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sec_protos.v1 import action_server_pb2 as _action_server_pb2
+from sec_protos.v1 import commands_pb2 as _commands_pb2
 from sec_protos.v1 import common_pb2 as _common_pb2
 from sec_protos.v1 import definition_pb2 as _definition_pb2
 from sec_protos.v1 import records_pb2 as _records_pb2
@@ -82,7 +83,7 @@ class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.V
     NODE_STATE_WORKING: _NodeState.ValueType  # 3
     """Its action is being called."""
     NODE_STATE_RETRYING: _NodeState.ValueType  # 4
-    """Its action or undo action was called without a known outcome, and is called again."""
+    """Its action was called without a known outcome, and is called again. (An undo action that is called again is UNDOING.)"""
     NODE_STATE_DONE: _NodeState.ValueType  # 5
     NODE_STATE_FAILED: _NodeState.ValueType  # 6
     """No effect. Never undone."""
@@ -109,7 +110,7 @@ NODE_STATE_QUEUED: NodeState.ValueType  # 2
 NODE_STATE_WORKING: NodeState.ValueType  # 3
 """Its action is being called."""
 NODE_STATE_RETRYING: NodeState.ValueType  # 4
-"""Its action or undo action was called without a known outcome, and is called again."""
+"""Its action was called without a known outcome, and is called again. (An undo action that is called again is UNDOING.)"""
 NODE_STATE_DONE: NodeState.ValueType  # 5
 NODE_STATE_FAILED: NodeState.ValueType  # 6
 """No effect. Never undone."""
@@ -161,6 +162,8 @@ class SagaSummary(_message.Message):
     CREATED_US_FIELD_NUMBER: _builtins.int
     ENDED_US_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     name: _builtins.str
     """The name of its definition."""
@@ -170,6 +173,9 @@ class SagaSummary(_message.Message):
     created_us: _builtins.int
     """Wall-clock times, microseconds since 1970-01-01T00:00:00Z; 0 when it has not come to that."""
     ended_us: _builtins.int
+    paused: _builtins.bool
+    """An operator or a breakpoint holds it: nothing new is dispatched."""
+    pause_reason: _builtins.str
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -187,10 +193,12 @@ class SagaSummary(_message.Message):
         created_us: _builtins.int = ...,
         ended_us: _builtins.int = ...,
         error: Global___NodeError | None = ...,
+        paused: _builtins.bool = ...,
+        pause_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "ended_us", b"ended_us", "error", b"error", "labels", b"labels", "name", b"name", "owner", b"owner", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "ended_us", b"ended_us", "error", b"error", "labels", b"labels", "name", b"name", "owner", b"owner", "pause_reason", b"pause_reason", "paused", b"paused", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -306,6 +314,7 @@ class Saga(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     NEXT_SEQUENCE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     definition_hash: _builtins.str
     next_sequence: _builtins.int
@@ -328,6 +337,10 @@ class Saga(_message.Message):
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeError]:
         """Every failure, unknown outcome and failed undo, in the order of the log."""
 
+    @_builtins.property
+    def definition(self) -> _definition_pb2.SagaDefinition:
+        """Present when it was asked for."""
+
     def __init__(
         self,
         *,
@@ -340,10 +353,11 @@ class Saga(_message.Message):
         errors: _abc.Iterable[Global___NodeError] | None = ...,
         next_sequence: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        definition: _definition_pb2.SagaDefinition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "output", b"output", "params", b"params", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "definition", b"definition", "output", b"output", "params", b"params", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "definition_hash", b"definition_hash", "epoch", b"epoch", "errors", b"errors", "next_sequence", b"next_sequence", "nodes", b"nodes", "output", b"output", "params", b"params", "summary", b"summary", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "definition", b"definition", "definition_hash", b"definition_hash", "epoch", b"epoch", "errors", b"errors", "next_sequence", b"next_sequence", "nodes", b"nodes", "output", b"output", "params", b"params", "summary", b"summary", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output: _TypeAlias = _typing.Literal["output"]  # noqa: Y015
     _WhichOneofArgType__output: _TypeAlias = _typing.Literal["_output", b"_output"]  # noqa: Y015
@@ -481,23 +495,73 @@ class StartSagaResponse(_message.Message):
 Global___StartSagaResponse: _TypeAlias = StartSagaResponse  # noqa: Y015
 
 @_typing.final
+class CommandSagaRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    saga_id: _builtins.str
+    command_id: _builtins.str
+    """Drawn at random by the sender, and the same when it sends the command again. The alphabet and length of saga ids."""
+    by: _builtins.str
+    """Who gives the command, for the log: "ada@example.org". At most 128 characters."""
+    @_builtins.property
+    def command(self) -> _commands_pb2.Command: ...
+    def __init__(
+        self,
+        *,
+        saga_id: _builtins.str = ...,
+        command_id: _builtins.str = ...,
+        by: _builtins.str = ...,
+        command: _commands_pb2.Command | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "command", b"command", "command_id", b"command_id", "saga_id", b"saga_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandSagaRequest: _TypeAlias = CommandSagaRequest  # noqa: Y015
+
+@_typing.final
+class CommandSagaResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandSagaResponse: _TypeAlias = CommandSagaResponse  # noqa: Y015
+
+@_typing.final
 class GetSagaRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SAGA_ID_FIELD_NUMBER: _builtins.int
     OMIT_OUTPUTS_FIELD_NUMBER: _builtins.int
+    WITH_DEFINITION_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     omit_outputs: _builtins.bool
     """Leaves out the outputs of the nodes."""
+    with_definition: _builtins.bool
+    """Answers the definition too."""
     def __init__(
         self,
         *,
         saga_id: _builtins.str = ...,
         omit_outputs: _builtins.bool = ...,
+        with_definition: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["omit_outputs", b"omit_outputs", "saga_id", b"saga_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["omit_outputs", b"omit_outputs", "saga_id", b"saga_id", "with_definition", b"with_definition"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

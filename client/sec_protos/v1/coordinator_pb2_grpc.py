@@ -44,6 +44,11 @@ class CoordinatorStub:
                 request_serializer=sec_dot_v1_dot_coordinator__pb2.StartSagaRequest.SerializeToString,
                 response_deserializer=sec_dot_v1_dot_coordinator__pb2.StartSagaResponse.FromString,
                 _registered_method=True)
+        self.CommandSaga = channel.unary_unary(
+                '/sec.v1.Coordinator/CommandSaga',
+                request_serializer=sec_dot_v1_dot_coordinator__pb2.CommandSagaRequest.SerializeToString,
+                response_deserializer=sec_dot_v1_dot_coordinator__pb2.CommandSagaResponse.FromString,
+                _registered_method=True)
         self.GetSaga = channel.unary_unary(
                 '/sec.v1.Coordinator/GetSaga',
                 request_serializer=sec_dot_v1_dot_coordinator__pb2.GetSagaRequest.SerializeToString,
@@ -109,6 +114,14 @@ class CoordinatorServicer:
 
     def StartSaga(self, request, context):
         """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommandSaga(self, request, context):
+        """Gives a saga a command. Acknowledged when durable; the owner of the saga takes it up. Idempotent by `command_id`. FAILED_PRECONDITION
+        when it makes no sense as the saga stands; should that change before it is taken up, its record says why it was refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +214,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.StartSaga,
                     request_deserializer=sec_dot_v1_dot_coordinator__pb2.StartSagaRequest.FromString,
                     response_serializer=sec_dot_v1_dot_coordinator__pb2.StartSagaResponse.SerializeToString,
+            ),
+            'CommandSaga': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommandSaga,
+                    request_deserializer=sec_dot_v1_dot_coordinator__pb2.CommandSagaRequest.FromString,
+                    response_serializer=sec_dot_v1_dot_coordinator__pb2.CommandSagaResponse.SerializeToString,
             ),
             'GetSaga': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSaga,
@@ -307,6 +325,33 @@ class Coordinator:
             '/sec.v1.Coordinator/StartSaga',
             sec_dot_v1_dot_coordinator__pb2.StartSagaRequest.SerializeToString,
             sec_dot_v1_dot_coordinator__pb2.StartSagaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommandSaga(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sec.v1.Coordinator/CommandSaga',
+            sec_dot_v1_dot_coordinator__pb2.CommandSagaRequest.SerializeToString,
+            sec_dot_v1_dot_coordinator__pb2.CommandSagaResponse.FromString,
             options,
             channel_credentials,
             insecure,

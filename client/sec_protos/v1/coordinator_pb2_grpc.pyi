@@ -41,6 +41,10 @@ class CoordinatorStub:
     """
     StartSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StartSagaRequest, _coordinator_pb2.StartSagaResponse]
     """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
+    CommandSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CommandSagaRequest, _coordinator_pb2.CommandSagaResponse]
+    """Gives a saga a command. Acknowledged when durable; the owner of the saga takes it up. Idempotent by `command_id`. FAILED_PRECONDITION
+    when it makes no sense as the saga stands; should that change before it is taken up, its record says why it was refused.
+    """
     GetSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaRequest, _coordinator_pb2.GetSagaResponse]
     """The state of a saga and of each of its nodes. Linearizable: it reflects everything acknowledged before the call."""
     ListSagas: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListSagasRequest, _coordinator_pb2.ListSagasResponse]
@@ -81,6 +85,10 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """
     StartSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StartSagaRequest, _coordinator_pb2.StartSagaResponse]  # type: ignore[assignment]
     """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
+    CommandSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CommandSagaRequest, _coordinator_pb2.CommandSagaResponse]  # type: ignore[assignment]
+    """Gives a saga a command. Acknowledged when durable; the owner of the saga takes it up. Idempotent by `command_id`. FAILED_PRECONDITION
+    when it makes no sense as the saga stands; should that change before it is taken up, its record says why it was refused.
+    """
     GetSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaRequest, _coordinator_pb2.GetSagaResponse]  # type: ignore[assignment]
     """The state of a saga and of each of its nodes. Linearizable: it reflects everything acknowledged before the call."""
     ListSagas: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListSagasRequest, _coordinator_pb2.ListSagasResponse]  # type: ignore[assignment]
@@ -130,6 +138,16 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.StartSagaResponse, _abc.Awaitable[_coordinator_pb2.StartSagaResponse]]:
         """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
+
+    @_abc_1.abstractmethod
+    def CommandSaga(
+        self,
+        request: _coordinator_pb2.CommandSagaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.CommandSagaResponse, _abc.Awaitable[_coordinator_pb2.CommandSagaResponse]]:
+        """Gives a saga a command. Acknowledged when durable; the owner of the saga takes it up. Idempotent by `command_id`. FAILED_PRECONDITION
+        when it makes no sense as the saga stands; should that change before it is taken up, its record says why it was refused.
+        """
 
     @_abc_1.abstractmethod
     def GetSaga(

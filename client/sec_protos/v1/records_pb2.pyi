@@ -11,6 +11,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from sec_protos.v1 import commands_pb2 as _commands_pb2
 from sec_protos.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -97,6 +98,8 @@ class Record(_message.Message):
     UNDO_FAILED_FIELD_NUMBER: _builtins.int
     UNDO_SKIPPED_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    COMMANDED_FIELD_NUMBER: _builtins.int
+    BREAKPOINT_HIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def created(self) -> Global___Created:
         """The saga exists. Always the first record and only the first."""
@@ -149,6 +152,14 @@ class Record(_message.Message):
     def done(self) -> Global___Done:
         """Nothing is left to do. Always the last record."""
 
+    @_builtins.property
+    def commanded(self) -> Global___Commanded:
+        """An operator's command was taken up, or turned down."""
+
+    @_builtins.property
+    def breakpoint_hit(self) -> Global___BreakpointHit:
+        """A breakpoint was reached: the saga is paused, and the breakpoint is gone."""
+
     def __init__(
         self,
         *,
@@ -165,12 +176,14 @@ class Record(_message.Message):
         undo_failed: Global___UndoFailed | None = ...,
         undo_skipped: Global___UndoSkipped | None = ...,
         done: Global___Done | None = ...,
+        commanded: Global___Commanded | None = ...,
+        breakpoint_hit: Global___BreakpointHit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_unknown", b"attempt_unknown", "created", b"created", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_unknown", b"attempt_unknown", "created", b"created", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "start_requested", "owner_changed", "started", "succeeded", "failed", "attempt_unknown", "outcome_unknown", "undo_started", "undo_finished", "undo_failed", "undo_skipped", "done"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "start_requested", "owner_changed", "started", "succeeded", "failed", "attempt_unknown", "outcome_unknown", "undo_started", "undo_finished", "undo_failed", "undo_skipped", "done", "commanded", "breakpoint_hit"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -462,3 +475,57 @@ class Done(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Done: _TypeAlias = Done  # noqa: Y015
+
+@_typing.final
+class Commanded(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The id that its sender gave it: a command with the same id is taken up once."""
+    by: _builtins.str
+    """Who gave it, as the sender says."""
+    refused: _builtins.str
+    """Why it had no effect. Empty: it had one."""
+    @_builtins.property
+    def command(self) -> _commands_pb2.Command: ...
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        by: _builtins.str = ...,
+        command: _commands_pb2.Command | None = ...,
+        refused: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "command", b"command", "command_id", b"command_id", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Commanded: _TypeAlias = Commanded  # noqa: Y015
+
+@_typing.final
+class BreakpointHit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    after: _builtins.bool
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        after: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BreakpointHit: _TypeAlias = BreakpointHit  # noqa: Y015

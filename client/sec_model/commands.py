@@ -1,0 +1,84 @@
+"""What an operator can tell a saga, as values. The contract of each is the comment of its message in protos/sec/v1/commands.proto.
+
+Shared by the client, which gives commands, and the core of the SEC node, which decides what follows from them.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType
+
+NodePath = NewType("NodePath", str)
+
+
+class Phase(Enum):
+    """Which half of a node: its action or its undo action."""
+
+    DO = "do"
+    UNDO = "undo"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class SetBreakpoint:
+    node: NodePath
+    after: bool
+    clear: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetMaxInFlight:
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryUndo:
+    node: NodePath
+
+
+@dataclass(frozen=True, slots=True)
+class SkipUndo:
+    node: NodePath
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarkUndone:
+    node: NodePath
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InjectError:
+    node: NodePath
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class InjectRepeat:
+    node: NodePath
+    phase: Phase
+    count: int
+
+
+Command = (
+    Pause | Resume | Abort | Step | SetBreakpoint | SetMaxInFlight | RetryUndo | SkipUndo | MarkUndone | InjectError | InjectRepeat
+)

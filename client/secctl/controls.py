@@ -1,0 +1,263 @@
+"""The commands of `secctl saga` that steer sagas: one, several, or all that match a filter."""
+
+import getpass
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+from rich.text import Text
+from sec_client import Client, SagaError, SagaState, new_saga_id
+from sec_model.commands import (
+    Abort,
+    Command,
+    InjectError,
+    InjectRepeat,
+    MarkUndone,
+    NodePath,
+    Pause,
+    Phase,
+    Resume,
+    RetryUndo,
+    SetBreakpoint,
+    SetMaxInFlight,
+    SkipUndo,
+    Step,
+)
+
+from secctl.errors import BadInput, exit_code_of
+from secctl.settings import Settings, common
+from secctl.sources import parse_labels
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ACTIVE = (SagaState.RUNNING, SagaState.UNWINDING, SagaState.STUCK)
+
+
+def _many(function: F) -> F:
+    """The arguments of a command that can be given to several sagas."""
+    for decorate in (
+        click.option("--yes", is_flag=True, help="With a filter: do not ask."),
+        click.option(
+            "--state", "states", type=click.Choice([s.value for s in _ACTIVE]), multiple=True, help="Filter: any of these states."
+        ),
+        click.option("--name", default="", help="Filter: the name of the definition."),
+        click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Filter: all of these labels. May be repeated."),
+        click.argument("saga_ids", metavar="[SAGA]...", nargs=-1),
+    ):
+        function = decorate(function)
+    return function
+
+
+def _give(
+    settings: Settings,
+    command: Command,
+    saga_ids: Sequence[str],
+    labels: Sequence[str],
+    name: str,
+    states: Sequence[str],
+    yes: bool,
+) -> None:
+    """Gives a command to each of the sagas, and says of each what became of it."""
+    filtered = bool(labels or name or states)
+    if filtered == bool(saga_ids):
+        raise BadInput("Name the sagas, or give a filter (--label, --name, --state): one of the two.")
+    with settings.client() as client:
+        wanted = list(saga_ids)
+        if filtered:
+            found = client.list(states=states or _ACTIVE, name=name, labels=parse_labels(tuple(labels)))
+            wanted = [summary.saga_id for summary in found]
+            _preview(settings, command, wanted, yes)
+        given, refused = _give_each(client, command, wanted)
+    lines = Text("".join(f'Saga "{saga_id}" has taken it up.\n' for saga_id in given))
+    settings.show(lines, {"given": given, "refused": {saga_id: str(error) for saga_id, error in refused.items()}})
+    for error in refused.values():
+        click.echo(f"error: {error}", err=True)
+    if refused:
+        raise click.exceptions.Exit(max(exit_code_of(error) for error in refused.values()))
+
+
+def _preview(settings: Settings, command: Command, wanted: Sequence[str], yes: bool) -> None:
+    """Shows what a filter would touch, and asks."""
+    what = type(command).__name__
+    click.echo(
+        f"{what} would be given to {len(wanted)} sagas: {', '.join(wanted[:20])}{', …' if len(wanted) > 20 else ''}", err=True
+    )
+    if wanted and not yes:
+        click.confirm("Go on?", abort=True, err=True)
+
+
+def _give_each(client: Client, command: Command, wanted: Sequence[str]) -> tuple[list[str], dict[str, SagaError]]:
+    given: list[str] = []
+    refused: dict[str, SagaError] = {}
+    for saga_id in wanted:
+        try:
+            command_id = client.command(saga_id, command, by=getpass.getuser(), command_id=new_saga_id())
+            client.taken_up(saga_id, command_id)
+        except SagaError as error:
+            refused[saga_id] = error
+        else:
+            given.append(saga_id)
+    return given, refused
+
+
+@click.command()
+@common
+@click.option("--reason", default="", help="Kept in the log, and shown.")
+@_many
+def pause(settings: Settings, reason: str, **to: Any) -> None:
+    """Pause sagas: nothing new is dispatched, retries included.
+
+    Calls under way are left alone, and their outcomes are recorded.
+
+    \b
+    Examples:
+      secctl saga pause trip-4711 --reason "the payment service is being moved"
+      secctl saga pause --label team=storage
+    """
+    _give(settings, Pause(reason), **to)
+
+
+@click.command()
+@common
+@_many
+def resume(settings: Settings, **to: Any) -> None:
+    """Let paused sagas go on.
+
+    \b
+    Examples:
+      secctl saga resume trip-4711
+      secctl saga resume --label team=storage --yes
+    """
+    _give(settings, Resume(), **to)
+
+
+@click.command()
+@common
+@click.option("--reason", default="", help="Kept in the log, and shown.")
+@_many
+def abort(settings: Settings, reason: str, **to: Any) -> None:
+    """Stop sagas from going forward, and unwind them.
+
+    What is under way is waited for; then every effect is undone. A pause ends with it.
+
+    \b
+    Example:
+      secctl saga abort trip-4711 --reason "the guest has changed her mind"
+    """
+    _give(settings, Abort(reason), **to)
+
+
+@click.command()
+@common
+@_many
+def step(settings: Settings, **to: Any) -> None:
+    """Start one node of a paused saga.
+
+    While it unwinds: one undo action. Then the pause goes on.
+
+    \b
+    Example:
+      secctl saga pause trip-4711 && secctl saga step trip-4711
+    """
+    _give(settings, Step(), **to)
+
+
+@click.command("break")
+@common
+@click.option("--node", required=True, metavar="PATH", help="Full path of the node.")
+@click.option("--after", is_flag=True, help="After it has succeeded. Otherwise before it starts.")
+@click.option("--clear", is_flag=True, help="Take the breakpoint away.")
+@_many
+def break_(settings: Settings, node: str, after: bool, clear: bool, **to: Any) -> None:
+    """Set a breakpoint: the saga is paused when it is reached.
+
+    \b
+    Examples:
+      secctl saga break trip-4711 --node payment
+      secctl saga break trip-4711 --node hotel --after
+    """
+    _give(settings, SetBreakpoint(NodePath(node), after, clear), **to)
+
+
+@click.command()
+@common
+@click.option("--max-in-flight", "most", required=True, type=click.IntRange(min=0), help="0 takes the limit away.")
+@_many
+def limit(settings: Settings, most: int, **to: Any) -> None:
+    """Bound how many nodes of a saga are in flight at a time.
+
+    \b
+    Example:
+      secctl saga limit import-17 --max-in-flight 4
+    """
+    _give(settings, SetMaxInFlight(most), **to)
+
+
+@click.command("retry-undo")
+@common
+@click.option("--node", required=True, metavar="PATH", help="Full path of the node whose undo failed.")
+@_many
+def retry_undo(settings: Settings, node: str, **to: Any) -> None:
+    """Try a failed undo again, under a fresh retry policy.
+
+    \b
+    Examples:
+      secctl saga retry-undo trip-4711 --node hotel
+      secctl saga retry-undo --state stuck --label team=travel --node hotel
+    """
+    _give(settings, RetryUndo(NodePath(node)), **to)
+
+
+@click.command("skip-undo")
+@common
+@click.option("--node", required=True, metavar="PATH", help="Full path of the node whose undo failed.")
+@click.option("--reason", required=True, help="Why its effect may stay in the world; kept in the log.")
+@_many
+def skip_undo(settings: Settings, node: str, reason: str, **to: Any) -> None:
+    """Give up a failed undo: the effect stays in the world, and the unwinding goes on.
+
+    \b
+    Example:
+      secctl saga skip-undo trip-4711 --node hotel --reason "the hotel has closed down"
+    """
+    _give(settings, SkipUndo(NodePath(node), reason), **to)
+
+
+@click.command("mark-undone")
+@common
+@click.option("--node", required=True, metavar="PATH", help="Full path of the node whose undo failed.")
+@click.option("--reason", required=True, help="Who took its effect back, and how; kept in the log.")
+@_many
+def mark_undone(settings: Settings, node: str, reason: str, **to: Any) -> None:
+    """Say that the effect of a failed undo is gone: somebody took it back by hand.
+
+    \b
+    Example:
+      secctl saga mark-undone trip-4711 --node hotel --reason "given back by phone on 3 May"
+    """
+    _give(settings, MarkUndone(NodePath(node), reason), **to)
+
+
+@click.command()
+@common
+@click.option("--node", required=True, metavar="PATH", help="Full path of the node.")
+@click.option("--undo", is_flag=True, help="At its undo action. Otherwise at its action.")
+@click.option("--error", "what", flag_value="error", help="Let the call fail without making it.")
+@click.option("--repeat", type=click.IntRange(1, 100), help="Make the call so many times, with the same key.")
+@_many
+def inject(settings: Settings, node: str, undo: bool, what: str | None, repeat: int | None, **to: Any) -> None:
+    """For tests: let a call that is still to come fail, or be made several times.
+
+    \b
+    Examples:
+      secctl saga inject trip-4711 --node payment --error
+      secctl saga inject trip-4711 --node hotel --undo --repeat 3
+    """
+    if (what is None) == (repeat is None):
+        raise BadInput("Give --error or --repeat.")
+    path, phase = NodePath(node), Phase.UNDO if undo else Phase.DO
+    _give(settings, InjectError(path, phase) if repeat is None else InjectRepeat(path, phase, repeat), **to)
+
+
+COMMANDS = (pause, resume, abort, step, break_, limit, retry_undo, skip_undo, mark_undone, inject)
+"""What `secctl saga` offers beside the commands of `secctl.sagas`."""
