@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,11 +15,11 @@ from cluster_support import Stage
 from grpc_health.v1 import health_pb2
 from sec_client import ClusterUnavailable, Saga, SagaState, StoreRefused, action
 from sec_client import aio as sec_aio
-from waiting_support import eventually
+from waiting_support import eventually, until
 
 from sec.dev.cluster import DevCluster
 from sec.dev.etcd import EmbeddedEtcd
-from sec.dev.processes import free_ports
+from sec.dev.processes import free_ports, launch
 from sec.store.etcd import EtcdConfig, EtcdKv
 from sec.store.kv import KvRefused, Put, Txn, prefix_end
 
@@ -77,13 +78,26 @@ async def test_nodes_stop_while_etcd_hangs_and_go_on_when_it_is_back(tmp_path: P
 
 
 async def test_a_node_waits_for_an_etcd_that_is_not_there_yet(tmp_path: Path) -> None:
+    with EmbeddedEtcd(tmp_path / "etcd", unsafe_no_fsync=True) as etcd:
+        endpoint = etcd.endpoints[0]
     (port,) = free_ports(1)
-    cluster = DevCluster(tmp_path / "sec", nodes=1, etcd_endpoints=[f"127.0.0.1:{port}"], start_timeout_s=3)
-    cluster_log = tmp_path / "sec" / "logs" / "sec-1.log"
-    with pytest.raises(Exception, match="does not serve after 3 s"):
-        cluster.start()
-    assert "etcd cannot be reached" in cluster_log.read_text()
-    assert "Traceback" not in cluster_log.read_text()
+    address, log = f"127.0.0.1:{port}", tmp_path / "node.log"
+    node = launch([sys.executable, "-m", "sec", "node", "--name=early", f"--listen={address}", f"--etcd={endpoint}"], log)
+    try:
+        await until(lambda: "etcd cannot be reached" in log.read_text())
+        assert not await serving(address)
+        with etcd:  # the same one, on the same port
+
+            async def joined() -> bool:
+                return await serving(address)
+
+            await eventually(joined)
+            node.terminate()
+            assert node.wait(20) == 0
+        assert "Traceback" not in log.read_text()
+    finally:
+        node.kill()
+        node.wait()
 
 
 async def test_sagas_go_on_when_a_member_of_etcd_is_killed(tmp_path: Path) -> None:

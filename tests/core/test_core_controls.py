@@ -54,6 +54,7 @@ from sec.core.records import (
     Started,
     StartRequested,
     Succeeded,
+    UndoFailed,
     UndoStarted,
 )
 from sec.core.state import SagaState
@@ -320,3 +321,27 @@ def test_an_order_that_is_rehearsed_leaves_no_trace(situation: str, command: Com
     if state.course in (Course.RUNNING, Course.UNWINDING, Course.STUCK):
         decide(state, [order(command), RESUME, PAUSE])
     assert_same_state(state, untouched)
+
+
+def test_an_outcome_uses_up_what_was_set_for_it() -> None:
+    undo_too = [ordered(InjectError(A, Phase.UNDO)), ordered(InjectRepeat(A, Phase.UNDO, 3))]
+    once = [ordered(InjectRepeat(A, Phase.DO, 2)), *undo_too, ordered(Pause("")), ordered(Step())]
+    state = running("a > b", *once, Started(A))
+    assert state.controls.stepped == {0}
+    state.apply(Succeeded(A, Payload()))
+    assert state.controls.stepped == frozenset()
+    assert (state.controls.errors, state.controls.repeats) == ({(A, Phase.UNDO)}, {(A, Phase.UNDO): 3})
+    for record in (ordered(Abort("")), UndoStarted(A), UndoFailed(A, FAULT)):
+        state.apply(record)
+    assert (state.controls.errors, state.controls.repeats) == (frozenset(), {})
+    assert effects(state, order(RetryUndo(A))) == [Dispatch(0, Phase.UNDO, 1, 0.0, 30.0)]
+
+
+def test_a_log_cannot_start_what_is_paused() -> None:
+    """Not even where `decide` would be wrong."""
+    state = running("a | b > c", ordered(Pause("")), ordered(Step()), Started(A))
+    for record in (Started(B), BreakpointHit(B, after=False)):
+        with pytest.raises(IllegalTransition, match=r"the saga is paused|there is no such breakpoint"):
+            state.apply(record)
+    state.apply(ordered(Resume()))
+    state.apply(Started(B))
