@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from sec_protos.v1 import coordinator_pb2
 
 from sec import __version__
-from sec.core.records import SagaId, SecNodeName
+from sec.core.records import SecNodeName
 from sec.dispatch.directory import Directory
 from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
@@ -193,11 +193,6 @@ class SecNode:
             node.owned_sagas = owned.get(node.name, 0)
             nodes.append(node)
         return nodes
-
-    def owner_of(self, saga_id: SagaId) -> str:
-        """Who owns a saga, as far as the mirror knows; empty when nobody does."""
-        item = self.live.items.get(self.keys.owner(saga_id))
-        return "" if item is None else item.value.decode()
 
     def _nodes_changed(self, _: Sequence[Change]) -> None:
         claimers = []
