@@ -78,7 +78,7 @@ class SecNode:
     @property
     def serving(self) -> bool:
         """It holds a session and takes sagas."""
-        return self.session is not None and self.session.alive() and not self.draining
+        return self.owner.may_dispatch() and not self.draining
 
     def stop(self) -> None:
         """Lets `run` hand everything over and return."""
