@@ -1,10 +1,11 @@
 """The cluster that the conformance rows are run at, what can be done to its logs while no SEC node runs, and sagas to run."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,16 @@ class Theatre(Stage):
     async def run_demo(self, client: sec_aio.Client, saga_id: str, **params: Any) -> SagaResult:
         """Runs the demo saga until it has settled."""
         return await client.run(demo_provision(), saga_id=saga_id, params=params, timeout_s=SETTLE_S)
+
+    @contextmanager
+    def demo_stopped(self) -> Iterator[None]:
+        """Meanwhile the demo's action server answers nothing: the first call of a demo saga stays under way, and nothing else of it starts."""
+        assert self.demo is not None
+        self.demo.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.demo.send_signal(signal.SIGCONT)
 
     @property
     def demo_inventory(self) -> Inventory:

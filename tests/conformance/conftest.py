@@ -1,11 +1,12 @@
 """Marks tests with the rows that they stand for, and runs the cluster of those that need one."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import conformance_paths  # noqa: F401 # first: the others are found by it
 import pytest
 from conformance_rows import ROWS
 from conformance_support import Recoveries, Theatre
+from sec_client import aio as sec_aio
 
 from sec.dev.cluster import DevCluster
 from sec.dev.etcd import EmbeddedEtcd
@@ -40,6 +41,12 @@ async def theatre(_theatre: Theatre) -> Theatre:
     """The cluster with all of its nodes up, nothing held, and every action offered everywhere."""
     await _theatre.ready()
     return _theatre
+
+
+@pytest.fixture
+async def client(theatre: Theatre) -> AsyncIterator[sec_aio.Client]:
+    async with theatre.client() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

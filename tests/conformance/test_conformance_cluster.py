@@ -1,13 +1,12 @@
 """The rows at a real cluster: SEC nodes, etcd and action servers are processes, and everything goes through the public API.
 
-What needs an injected error or an injected repeat is not here yet. An error of the demo saga comes from its action server instead, which
-fails where the saga's params say so.
+What needs an injected error or an injected repeat stands in test_conformance_injections.py. Elsewhere an error of the demo saga comes from its
+action server, which fails where the saga's params say so.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from google.rpc import status_pb2
 from sec_client import (
     ActionNotOffered,
     InvalidDefinition,
-    Phase,
     RetryPolicy,
     Saga,
     SagaNotFound,
@@ -45,6 +43,7 @@ from sec_client import (
 )
 from sec_client import aio as sec_aio
 from sec_model.codec import definition_to_proto
+from sec_model.commands import NodePath, SkipUndo
 from sec_model.graph import MAX_NODES
 from sec_protos.v1 import common_pb2
 from sec_protos.v1 import coordinator_pb2 as pb
@@ -73,12 +72,6 @@ def new_id() -> str:
     return f"c-{next(_numbers)}"
 
 
-@pytest.fixture
-async def client(theatre: Theatre) -> AsyncIterator[sec_aio.Client]:
-    async with theatre.client() as client:
-        yield client
-
-
 # the demo saga
 
 
@@ -102,30 +95,6 @@ async def test_demo_run(theatre: Theatre, client: sec_aio.Client) -> None:
     assert view.output == result.output, "the output is that of the last node"
     assert theatre.demo_effects(saga_id) == (sorted(set(DEMO_NODES) - {"server_alloc_params", "server_alloc"}), [])
     assert theatre.demo_inventory.problems(saga_id) == []
-
-
-@row("error injected at instance_boot")
-async def test_demo_error_at_instance_boot(theatre: Theatre, client: sec_aio.Client) -> None:
-    result = await theatre.run_demo(client, saga_id := new_id(), fail_at="instance_boot")
-    assert states(await client.get(saga_id)) == UNWOUND
-    assert result.state is SagaState.UNDONE
-    assert [(e.node, e.phase) for e in result.errors] == [("instance_boot", Phase.DO)], "the error names the node"
-    assert theatre.demo_inventory.is_empty(saga_id)
-    assert theatre.demo_inventory.problems(saga_id) == []
-
-
-@row("error injected at instance_boot, and the undo of instance_id fails for good")
-@row("a stuck saga is not a state of its own")
-async def test_demo_stuck(theatre: Theatre, client: sec_aio.Client) -> None:
-    result = await theatre.run_demo(client, saga_id := new_id(), fail_at="instance_boot", undo_fail_at="instance_id")
-    assert states(await client.get(saga_id)) == STUCK
-    assert result.state is SagaState.STUCK
-    assert [(e.node, e.phase) for e in result.errors] == [("instance_boot", Phase.DO), ("instance_id", Phase.UNDO)]
-    assert list(theatre.demo_inventory.existing(saga_id)) == ["instances"]
-    assert saga_id in [s.saga_id async for s in client.list(states=[SagaState.STUCK])]
-    await client.submit(demo_provision(), saga_id=new_id(), start=False)
-    listed = [s.state async for s in client.list(page_size=1000)]
-    assert listed[0] is SagaState.STUCK, "stuck ones stand first"
 
 
 @row("recovered from a complete log")
@@ -472,6 +441,16 @@ async def test_an_undo_that_failed(client: sec_aio.Client) -> None:
     params = {"fail": ["b"], "undo_fail": ["a"]}
     await client.run(chain("a", "b"), saga_id=(saga_id := new_id()), params=params, timeout_s=SETTLE_S)
     assert states(await client.get(saga_id)) == {"a": "undo-failed", "b": "failed"}
+
+
+@row("state undo-skipped")
+async def test_an_undo_that_was_skipped(theatre: Theatre, client: sec_aio.Client) -> None:
+    params = {"fail": ["b"], "undo_fail": ["a"]}
+    await client.run(chain("a", "b"), saga_id=(saga_id := new_id()), params=params, timeout_s=SETTLE_S)
+    await client.taken_up(saga_id, await client.command(saga_id, SkipUndo(NodePath("a"), "it may stay")))
+    assert (await client.wait(saga_id, timeout_s=SETTLE_S)).state is SagaState.UNDONE
+    assert states(await client.get(saga_id)) == {"a": "undo-skipped", "b": "failed"}
+    assert theatre.inventory(saga_id) == ["a"], "its effect stays in the world"
 
 
 @row("state retrying")

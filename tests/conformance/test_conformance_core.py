@@ -21,13 +21,16 @@ from sec_model import (
     compile_graph,
     subsaga,
 )
+from sec_model.commands import InjectError, InjectRepeat
 from sec_model.graph import MAX_NODES
 from situations import reach
 from test_core_status import SHOWN, do, fail
 
+from sec.core.controls import refusal
 from sec.core.errors import CorruptLog, IllegalTransition
 from sec.core.records import (
     AttemptUnknown,
+    Commanded,
     Created,
     Done,
     Epoch,
@@ -317,3 +320,21 @@ def test_equal_names_inside_and_outside() -> None:
     driver.submit()
     driver.run()
     assert driver.server.effects == {"a", "x/a", "x/b", "b"}
+
+
+@core("an error injected at an unknown node is accepted silently")
+@pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.value)
+def test_an_injection_at_an_unknown_node_is_refused(phase: Phase) -> None:
+    inner = Saga("inner").append(action("a", "step"))
+    graph = compile_graph(Saga("s").append(subsaga("x", inner)).append(action("z", "step")).build())
+    driver = MiniDriver(graph, FakeActionServer())
+    driver.submit()
+    for unknown in ("nobody", "a"):  # the inner one is called "x/a"
+        sentence = f'Saga "s" has no node "{unknown}".'
+        for injection in (InjectError(NodePath(unknown), phase), InjectRepeat(NodePath(unknown), phase, 2)):
+            assert refusal(driver.state, injection) == sentence
+            with pytest.raises(IllegalTransition, match=sentence):
+                driver.state.apply(Commanded("c", "ada", injection))
+    assert refusal(driver.state, InjectError(NodePath("z"), phase)) == ""
+    driver.run()
+    assert driver.state.course is Course.DONE
