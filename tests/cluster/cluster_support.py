@@ -3,17 +3,61 @@
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sec_client import LogRecord
 from sec_client import aio as sec_aio
+from sec_client.kit import ActionServer, Call, MemoryStore
+from sec_client.kit.rules import Delivery, Verdict
 from waiting_support import eventually, until
 
 from sec.dev.cluster import DevCluster
 from sec.dev.processes import launch
 
 LEASE_TTL_S = 2
+
+
+class CountingStore(MemoryStore):
+    """Counts the calls that reach an action server, those too for which no handler is run, and the effects that the handlers have left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.effects: Counter[str] = Counter()
+        self._calls: Counter[tuple[str, bool]] = Counter()
+
+    async def begin(self, delivery: Delivery) -> Verdict:
+        self._calls[delivery.key.partition("/")[2], delivery.undo] += 1
+        return await super().begin(delivery)
+
+    def called(self, node: str) -> tuple[int, int]:
+        """How often the action and the undo action of a node were called."""
+        return self._calls[node, False], self._calls[node, True]
+
+
+@asynccontextmanager
+async def counting_server(addresses: Sequence[str], action: str) -> AsyncIterator[CountingStore]:
+    """An action server within the test's process that offers one action, and counts its calls."""
+    store = CountingStore()
+    server = ActionServer("counting", store=store)
+
+    @server.action(action)
+    def do(call: Call) -> str:
+        store.effects[call.node] += 1
+        return call.node
+
+    @do.undo
+    def undo(call: Call) -> None:
+        store.effects[call.node] -= 1
+
+    await server.start(sec=addresses)
+    try:
+        yield store
+    finally:
+        await server.stop()
 
 
 @dataclass

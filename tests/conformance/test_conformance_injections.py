@@ -5,15 +5,13 @@ Two ways give the time for that: an action that nobody offers until the test sta
 
 import asyncio
 import itertools
-from collections import Counter
 
 import pytest
 from click.testing import CliRunner
+from cluster_support import counting_server
 from conformance_support import DEMO_NODES, SETTLE_S, STUCK, UNWOUND, Theatre, chain, kinds, log_of, states
 from sec_client import Saga, SagaResult, SagaState, WrongState, action
 from sec_client import aio as sec_aio
-from sec_client.kit import ActionServer, Call, MemoryStore
-from sec_client.kit.rules import Delivery, Verdict
 from sec_model.commands import Command, InjectError, InjectRepeat, NodePath, Phase
 from secctl.__main__ import cli as secctl
 
@@ -35,21 +33,6 @@ def new_id() -> str:
 # calls
 
 
-class CountingStore(MemoryStore):
-    """Counts the calls that reach an action server, by node and phase, those too for which no handler is run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[tuple[str, str]] = Counter()
-
-    async def begin(self, delivery: Delivery) -> Verdict:
-        self.calls[delivery.key.partition("/")[2], "undo" if delivery.undo else "do"] += 1
-        return await super().begin(delivery)
-
-    def called(self, node: str) -> tuple[int, int]:
-        return self.calls[node, "do"], self.calls[node, "undo"]
-
-
 REPEATS: dict[str, tuple[list[Command], tuple[int, int], tuple[int, int]]] = {
     "repeat n1 do 2: 2/0, 1/0": ([InjectRepeat(N1, Phase.DO, 2)], (2, 0), (1, 0)),
     **{
@@ -67,34 +50,19 @@ REPEATS: dict[str, tuple[list[Command], tuple[int, int], tuple[int, int]]] = {
 @pytest.mark.parametrize("case", [pytest.param(name, marks=row(name), id=name) for name in REPEATS])
 async def test_calls_are_made_as_often_as_was_injected(theatre: Theatre, client: sec_aio.Client, case: str) -> None:
     injections, n1, n2 = REPEATS[case]
-    saga_id, effects = new_id(), Counter[str]()
-    store = CountingStore()
-    server = ActionServer("counting", store=store)
-
-    @server.action(f"counted-{saga_id}")
-    def do(call: Call) -> str:
-        effects[call.node] += 1
-        return call.node
-
-    @do.undo
-    def undo(call: Call) -> None:
-        effects[call.node] -= 1
-
-    saga = Saga("s").append(action("n1", f"counted-{saga_id}")).append(action("n2", f"counted-{saga_id}"))
-    await client.submit(saga, saga_id=saga_id)
+    saga_id = new_id()
+    counted = f"counted-{saga_id}"
+    await client.submit(Saga("s").append(action("n1", counted)).append(action("n2", counted)), saga_id=saga_id)
     for injection in injections:
         await client.taken_up(saga_id, await client.command(saga_id, injection))
     assert (await client.get(saga_id))["n1"].state == "queued", "nobody offers its action yet"
-    await server.start(sec=theatre.cluster.addresses)
-    try:
+    async with counting_server(theatre.cluster.addresses, counted) as calls:
         result = await client.wait(saga_id, timeout_s=SETTLE_S)
-    finally:
-        await server.stop()
-    assert (store.called("n1"), store.called("n2")) == (n1, n2)
+    assert (calls.called("n1"), calls.called("n2")) == (n1, n2)
     failing = [i.node for i in injections if isinstance(i, InjectError)]
     assert result.state is (SagaState.UNDONE if failing else SagaState.DONE)
     assert [(e.node, e.code) for e in result.errors] == [(node, "injected") for node in failing]
-    assert +effects == ({} if failing else {"n1": 1, "n2": 1}), "called often, and had once or not at all"
+    assert +calls.effects == ({} if failing else {"n1": 1, "n2": 1}), "called often, and had once or not at all"
 
 
 # the demo saga
