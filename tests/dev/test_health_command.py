@@ -55,6 +55,17 @@ def process(log: Path, said: str, *arguments: str) -> Iterator[None]:
         started.wait()
 
 
+def test_a_probe_loads_no_sec_node() -> None:
+    """Probes run it every few seconds, in a container that is short of processor time perhaps."""
+    command = [sys.executable, "-X", "importtime", "-m", "sec", "health", "127.0.0.1:1", "--timeout", "1"]
+    told = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False).stderr
+    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
+    assert "grpc" in loaded
+    ours = {name for name in loaded if name.partition(".")[0] in ("sec", "sec_client", "sec_model", "sec_protos", "secctl")}
+    assert ours == {"sec", "sec.cli", *(f"sec.cli.{name}" for name in ("debug", "dev", "health", "node", "tls"))}
+    assert loaded.isdisjoint({"uvloop", "aetcd", "tenacity", "rich", "yaml", "graphviz"})
+
+
 def test_a_node_that_serves_is_drained_hangs_and_is_gone(tmp_path: Path, etcd: EmbeddedEtcd) -> None:
     with DevCluster(tmp_path, nodes=1, etcd_endpoints=etcd.endpoints, prefix="/health") as cluster:
         address = cluster.address("sec-1")

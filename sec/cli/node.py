@@ -1,0 +1,145 @@
+"""`sec node`: runs one SEC node."""
+
+import logging
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sec.cli.tls import PEM_FILE, pair
+
+if TYPE_CHECKING:
+    from sec.api.server import TlsFiles
+    from sec.run import NodeConfig
+
+LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+@click.command()
+@click.option("--name", help="Unique in the cluster; stable over restarts is best.  [default: HOST-PORT]")
+@click.option(
+    "--listen", default="127.0.0.1:7450", show_default=True, metavar="HOST:PORT", help="Where to serve the Coordinator service."
+)
+@click.option("--advertise", default="", metavar="HOST:PORT", help="Where clients reach this node.  [default: what it listens on]")
+@click.option(
+    "--etcd",
+    default="127.0.0.1:2379",
+    show_default=True,
+    metavar="HOST:PORT,...",
+    help="Endpoints of etcd; all of its members is best.",
+)
+@click.option("--etcd-ca", type=PEM_FILE, help="PEM file: speak TLS to etcd, and trust certificates signed by these.")
+@click.option("--etcd-cert", type=PEM_FILE, help="PEM file: our certificate for etcd.")
+@click.option("--etcd-key", type=PEM_FILE, help="PEM file: its key.")
+@click.option("--etcd-user", help="User name for etcd.")
+@click.option("--etcd-password", envvar="SEC_NODE_ETCD_PASSWORD", help="Password for etcd; better in the environment than here.")
+@click.option("--prefix", default="/sec", show_default=True, help="Prefix of all keys: one for each cluster that shares an etcd.")
+@click.option(
+    "--lease-ttl", default=5, show_default=True, metavar="SECONDS", help="How long a node that hangs keeps its sagas. At least 2."
+)
+@click.option(
+    "--action-server",
+    "action_servers",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="An action server that does not register itself. Repeatable.",
+)
+@click.option(
+    "--action-server-ca", type=PEM_FILE, help="PEM file: call action servers over TLS, and trust certificates signed by these."
+)
+@click.option("--action-server-cert", type=PEM_FILE, help="PEM file: our certificate for action servers.")
+@click.option("--action-server-key", type=PEM_FILE, help="PEM file: its key.")
+@click.option("--tls-cert", type=PEM_FILE, help="PEM file: serve over TLS with this certificate.")
+@click.option("--tls-key", type=PEM_FILE, help="PEM file: its key.")
+@click.option("--tls-client-ca", type=PEM_FILE, help="PEM file: clients must show a certificate signed by these.")
+@click.option(
+    "--max-payload", default=256 * 1024, show_default=True, metavar="BYTES", help="Bound of params, outputs and constants."
+)
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="How much to tell on stderr.",
+)
+def node(**options: Any) -> None:
+    """Runs one SEC node until SIGTERM.
+
+    On SIGTERM the node takes no new sagas, hands those that it owns to the other nodes at once, finishes the calls that it is answering,
+    and exits. When it is killed instead, the others take its sagas over when its lease ends (see --lease-ttl).
+
+    It starts without etcd too: it waits, says so in its health (standard gRPC health service), and joins when etcd is there.
+
+    Example, three nodes on one machine:
+
+    \b
+        sec node --name a --listen 127.0.0.1:7450 --etcd 127.0.0.1:2379 &
+        sec node --name b --listen 127.0.0.1:7451 --etcd 127.0.0.1:2379 &
+        sec node --name c --listen 127.0.0.1:7452 --etcd 127.0.0.1:2379 &
+        secctl --sec 127.0.0.1:7450,127.0.0.1:7451 node list
+    """
+    import uvloop
+
+    from sec.api.server import CannotListen
+    from sec.node.settings import InvalidSettings
+    from sec.run import run_node
+
+    logging.basicConfig(level=options["log_level"].upper(), format=LOG_FORMAT, stream=sys.stderr)
+    try:
+        config = _config(options)
+        uvloop.run(run_node(config))
+    except InvalidSettings as error:
+        raise click.UsageError("\n".join(error.problems)) from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    except (CannotListen, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _config(options: dict[str, Any]) -> "NodeConfig":
+    from sec.core.records import SecNodeName
+    from sec.node.settings import Limits, Settings
+    from sec.run import NodeConfig
+    from sec.store.etcd import EtcdConfig
+
+    listen: str = options["listen"]
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise click.UsageError(f'--listen "{listen}" is not of the form HOST:PORT.')
+    name = options["name"] or f"{socket.gethostname()}-{port}"
+    settings = Settings(
+        name=SecNodeName(name),
+        listen=listen,
+        advertise=options["advertise"],
+        prefix=options["prefix"],
+        lease_ttl_s=options["lease_ttl"],
+        store_timeout_s=min(3.0, options["lease_ttl"] / 2),
+        action_servers=options["action_servers"],
+        limits=Limits(payload_bytes=options["max_payload"]),
+    )
+    etcd = EtcdConfig(
+        tuple(e.strip() for e in options["etcd"].split(",") if e.strip()),
+        ca_path=options["etcd_ca"],
+        cert_path=options["etcd_cert"],
+        key_path=options["etcd_key"],
+        username=options["etcd_user"],
+        password=options["etcd_password"],
+        timeout_s=settings.store_timeout_s,
+        connect_timeout_s=min(2.0, settings.store_timeout_s / 2),
+    )
+    return NodeConfig(
+        settings,
+        etcd,
+        tls=_tls_files(options, "tls", options["tls_client_ca"]),
+        action_server_ca=options["action_server_ca"],
+        action_server_cert=_tls_files(options, "action_server", None),
+    )
+
+
+def _tls_files(options: dict[str, Any], name: str, ca: Path | None) -> "TlsFiles | None":
+    from sec.api.server import TlsFiles
+
+    files = pair(options, name)
+    return None if files is None else TlsFiles(*files, ca)
