@@ -1,12 +1,7 @@
-"""A faithful etcd in memory: `MemoryEtcd` is the store, `MemoryKv` a client of it. For tests and the simulator.
+"""The store: keys with their history, transactions, leases and watches. Synchronous; who calls it, and what goes wrong on the way, is not here.
 
-Everything that our code can see of an etcd is as it is there: revisions, reads and watches in the past, compaction, leases, the
-order of compares and writes in nested transactions, and what is refused. There is no randomness, and time is the event loop's, so
-that under a loop with virtual time the same calls give the same history. What is not here: several members, authentication,
-durability.
-
-Source of the semantics: etcd's server/etcdserver/apply.go (compares of all levels first, then checks, then writes),
-api/v3rpc/key.go (what is refused) and storage/mvcc (revisions, compaction), all of 3.5.
+Source of the semantics: etcd's server/etcdserver/apply.go (compares of all levels first, then checks, then writes) and storage/mvcc
+(revisions, compaction), of 3.5.
 """
 
 import asyncio
@@ -14,7 +9,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, assert_never
+from typing import assert_never
 
 from sec.store.kv import (
     MAX_TXN_BYTES,
@@ -28,47 +23,27 @@ from sec.store.kv import (
     EventKind,
     Get,
     GetResult,
-    Indeterminate,
     KeyValue,
-    KvError,
     KvRefused,
-    KvUnavailable,
     LeaseId,
     LeaseNotFound,
-    Op,
     OpResult,
     Put,
     PutResult,
-    Relation,
     Revision,
     Target,
     Txn,
     TxnResult,
-    Watch,
     WatchBatch,
 )
-from sec.store.watch_queue import WatchQueue
-
-T = TypeVar("T")
+from sec.store.memory.rules import TO_THE_END, check_intervals, check_op, check_txn, in_range, related, txn_bytes
 
 MIN_LEASE_TTL_S = 2
 """What etcd grants at the least with its default election timeout."""
 
 MAX_LEASE_TTL_S = 9_000_000_000
 
-_TO_THE_END = b"\0"
-"""As a `range_end`: all keys from `key` on."""
-
-_BYTES_PER_OP = 8
-"""About what etcd's encoding adds to the bytes of an operation."""
-
 _NOTHING = KeyValue(b"", b"", Revision(0), Revision(0), 0, NO_LEASE)
-
-
-def _in_range(key: bytes, start: bytes, end: bytes | None) -> bool:
-    if end is None:
-        return key == start
-    return key >= start and (end == _TO_THE_END or key < end)
 
 
 @dataclass(slots=True)
@@ -78,7 +53,7 @@ class _Lease:
     keys: set[bytes] = field(default_factory=set)
 
 
-class _Watcher:
+class Watcher:
     """A watch as the store has it: it gets every batch that concerns it, in order."""
 
     def __init__(self, key: bytes, range_end: bytes | None, previous: bool, push: Callable[[WatchBatch], None]) -> None:
@@ -88,7 +63,7 @@ class _Watcher:
         self.push = push
 
     def select(self, events: Sequence[Event]) -> tuple[Event, ...]:
-        chosen = (event for event in events if _in_range(event.item.key, self.key, self.range_end))
+        chosen = (event for event in events if in_range(event.item.key, self.key, self.range_end))
         return tuple(event if self.previous else Event(event.kind, event.item) for event in chosen)
 
 
@@ -110,13 +85,13 @@ class MemoryEtcd:
         self._changes: deque[tuple[Revision, tuple[Event, ...]]] = deque()
         self._leases: dict[LeaseId, _Lease] = {}
         self._last_lease = 0x1000
-        self._watchers: dict[_Watcher, None] = {}  # a set with an order
+        self._watchers: dict[Watcher, None] = {}  # a set with an order
 
     # Reads
 
     def get(self, get: Get, revision: Revision | None = None) -> GetResult:
         """Reads now or at a revision."""
-        _check_op(get, self._max_txn_ops)
+        check_op(get, self._max_txn_ops)
         if revision is not None and revision > self.revision:
             raise KvRefused(f"Revision {revision} is in the future: the store is at {self.revision}.")
         if revision is not None and 0 < revision < self.compacted:
@@ -134,7 +109,7 @@ class MemoryEtcd:
         if end is None:
             return [key] if key in self._history else []
         first = bisect_left(self._keys, key)
-        last = len(self._keys) if end == _TO_THE_END else bisect_left(self._keys, end)
+        last = len(self._keys) if end == TO_THE_END else bisect_left(self._keys, end)
         return self._keys[first:last]
 
     def _item(self, key: bytes, at: Revision) -> KeyValue | None:
@@ -151,10 +126,10 @@ class MemoryEtcd:
 
     def txn(self, txn: Txn) -> TxnResult:
         """Carries out a transaction, or refuses it with nothing changed."""
-        _check_txn(txn, self._max_txn_ops)
-        _check_intervals(txn.then)
-        _check_intervals(txn.otherwise)
-        if (size := _size(txn)) > self._max_txn_bytes:
+        check_txn(txn, self._max_txn_ops)
+        check_intervals(txn.then)
+        check_intervals(txn.otherwise)
+        if (size := txn_bytes(txn)) > self._max_txn_bytes:
             raise KvRefused(f"The transaction is too large: {size} bytes, of at most {self._max_txn_bytes}.")
         path: dict[int, bool] = {}
         self._compare_all(txn, path)
@@ -177,7 +152,7 @@ class MemoryEtcd:
             if item is None:
                 return False  # as in etcd, for every relation: no value is not an empty value
             assert isinstance(compare.operand, bytes)
-            return _related(item.value, compare.relation, compare.operand)
+            return related(item.value, compare.relation, compare.operand)
         assert isinstance(compare.operand, int)
         item = item or _NOTHING
         match compare.target:
@@ -189,7 +164,7 @@ class MemoryEtcd:
                 found = item.mod_revision
             case _:
                 assert_never(compare.target)
-        return _related(found, compare.relation, compare.operand)
+        return related(found, compare.relation, compare.operand)
 
     def _check_leases(self, txn: Txn, path: dict[int, bool]) -> None:
         for op in txn.then if path[id(txn)] else txn.otherwise:
@@ -282,7 +257,7 @@ class MemoryEtcd:
 
     # Watches
 
-    def attach(self, watcher: _Watcher, start: Revision | None) -> Revision:
+    def attach(self, watcher: Watcher, start: Revision | None) -> Revision:
         """Gives a watcher what there is from `start` on and then all that comes. Returns the revision before its first."""
         if start is None:
             self._watchers[watcher] = None
@@ -295,7 +270,7 @@ class MemoryEtcd:
         self._watchers[watcher] = None
         return Revision(start - 1)
 
-    def detach(self, watcher: _Watcher) -> None:
+    def detach(self, watcher: Watcher) -> None:
         self._watchers.pop(watcher, None)
 
     # Leases
@@ -341,252 +316,6 @@ class _Writing:
         self.before: dict[bytes, KeyValue | None] = {}
 
 
-def _related(found: Any, relation: Relation, operand: Any) -> bool:
-    match relation:
-        case Relation.EQUAL:
-            return bool(found == operand)
-        case Relation.NOT_EQUAL:
-            return bool(found != operand)
-        case Relation.GREATER:
-            return bool(found > operand)
-        case Relation.LESS:
-            return bool(found < operand)
-        case _:
-            assert_never(relation)
-
-
 def _at_revision(result: TxnResult, revision: Revision) -> TxnResult:
     results = tuple(_at_revision(each, revision) if isinstance(each, TxnResult) else each for each in result.results)
     return TxnResult(result.succeeded, revision, results)
-
-
-def _check_txn(txn: Txn, max_ops: int) -> None:
-    most = max(len(txn.compares), len(txn.then), len(txn.otherwise))
-    if most > max_ops:
-        raise KvRefused(f"Too many operations in a transaction: {most}, where {max_ops} are left.")
-    for compare in txn.compares:
-        _check_key(compare.key)
-    for op in (*txn.then, *txn.otherwise):
-        _check_op(op, max_ops - most)
-
-
-def _check_op(op: Op, max_ops: int) -> None:
-    if isinstance(op, Txn):
-        _check_txn(op, max_ops)
-    else:
-        _check_key(op.key)
-
-
-def _check_key(key: bytes) -> None:
-    if not key:
-        raise KvRefused("An operation has an empty key.")
-
-
-_Ranges = list[tuple[bytes, bytes | None]]
-
-
-def _check_intervals(ops: Sequence[Op]) -> tuple[dict[bytes, None], _Ranges]:
-    # No key may be put twice, or put and deleted. etcd looks at both branches of every nested transaction, whichever will be
-    # taken, and lets the two branches of one transaction put the same key. It does not see a put in a nested transaction that a
-    # later sibling deletes; neither do we.
-    deleted: _Ranges = [(op.key, op.range_end) for op in ops if isinstance(op, Delete)]
-    puts: dict[bytes, None] = {}
-
-    def add(key: bytes, allowed: dict[bytes, None]) -> None:
-        if (key in puts and key not in allowed) or any(_in_range(key, *each) for each in deleted):
-            raise KvRefused(f"The transaction writes the key {key!r} twice.")
-        puts[key] = None
-
-    for op in ops:
-        if isinstance(op, Txn):
-            puts_then, deleted_then = _check_intervals(op.then)
-            puts_otherwise, deleted_otherwise = _check_intervals(op.otherwise)
-            for key in puts_then:
-                add(key, {})
-            for key in puts_otherwise:
-                add(key, puts_then)
-            deleted += deleted_then + deleted_otherwise
-    for op in ops:
-        if isinstance(op, Put):
-            add(op.key, {})
-    return puts, deleted
-
-
-def _size(txn: Txn) -> int:
-    size = _BYTES_PER_OP
-    for compare in txn.compares:
-        size += _BYTES_PER_OP + len(compare.key) + (len(compare.operand) if isinstance(compare.operand, bytes) else 0)
-    for op in (*txn.then, *txn.otherwise):
-        match op:
-            case Put():
-                size += _BYTES_PER_OP + len(op.key) + len(op.value)
-            case Get() | Delete():
-                size += _BYTES_PER_OP + len(op.key) + len(op.range_end or b"")
-            case Txn():
-                size += _size(op)
-            case _:
-                assert_never(op)
-    return size
-
-
-Fault = Literal["lose the answer", "drop"]
-
-
-class _Subscription:
-    """A watch of a `MemoryKv`: what survives when it is cut off from the store and comes back."""
-
-    def __init__(
-        self,
-        etcd: MemoryEtcd,
-        watcher: _Watcher,
-        start: Revision | None,
-        began: Callable[["_Subscription"], None],
-        ended: Callable[["_Subscription"], None],
-    ) -> None:
-        self.queue = WatchQueue(lambda: began(self), self._end)
-        self._etcd = etcd
-        self._watcher = watcher
-        self._next = start
-        self._ended = ended
-        self._announced = False
-
-    def connect(self) -> None:
-        """Goes on after the last batch that came."""
-        waiting: list[WatchBatch] = []
-        self._watcher.push = waiting.append
-        try:
-            before = self._etcd.attach(self._watcher, self._next)
-        except Compacted as error:
-            self.queue.fail(error)
-            self._ended(self)
-            return
-        finally:
-            self._watcher.push = self._push
-        if not self._announced:
-            self._announced = True
-            self._next = Revision(before + 1)
-            self.queue.push(WatchBatch(before))
-        for batch in waiting:
-            self._push(batch)
-
-    def disconnect(self) -> None:
-        self._etcd.detach(self._watcher)
-
-    def _push(self, batch: WatchBatch) -> None:
-        if self._next is None or batch.revision >= self._next:
-            self._next = Revision(batch.revision + 1)
-            self.queue.push(batch)
-
-    def _end(self) -> None:
-        self.disconnect()
-        self._ended(self)
-
-
-class MemoryKv:
-    """A client of a `MemoryEtcd`, with faults to order. Implements `sec.store.kv.Kv`.
-
-    `latency_s` passes half before and half after each effect; with 0 a call still gives way to other tasks once before it.
-    """
-
-    def __init__(self, etcd: MemoryEtcd, *, latency_s: float = 0.0) -> None:
-        self.etcd = etcd
-        self.latency_s = latency_s
-        self._partitioned = False
-        self._closed = False
-        self._faults: deque[Fault] = deque()
-        self._subscriptions: dict[_Subscription, None] = {}
-
-    def partition(self, on: bool = True) -> None:
-        """Cuts this client off, or brings it back.
-
-        Calls made meanwhile raise `KvUnavailable`; of those that were under way the answer is lost. Watches are silent, and miss
-        nothing once it is back.
-        """
-        if on == self._partitioned:
-            return
-        self._partitioned = on
-        for subscription in list(self._subscriptions):
-            if on:
-                subscription.disconnect()
-            else:
-                subscription.connect()
-
-    def lose_next_answer(self) -> None:
-        """The next write (transaction, grant or revocation) has its effect, and raises `Indeterminate`. Orders queue up."""
-        self._faults.append("lose the answer")
-
-    def drop_next_write(self) -> None:
-        """The next write has no effect, and raises `Indeterminate`. Orders queue up."""
-        self._faults.append("drop")
-
-    async def txn(self, txn: Txn, *, timeout_s: float | None = None) -> TxnResult:
-        return await self._call("carry out a transaction", lambda: self.etcd.txn(txn), timeout_s, write=True)
-
-    async def get(
-        self, get: Get, *, revision: Revision | None = None, serializable: bool = False, timeout_s: float | None = None
-    ) -> GetResult:
-        try:
-            return await self._call(f"read {get.key!r}", lambda: self.etcd.get(get, revision), timeout_s, write=False)
-        except Indeterminate as error:
-            raise KvUnavailable(str(error)) from None
-
-    def watch(self, key: bytes, range_end: bytes | None = None, *, start: Revision | None = None, previous: bool = False) -> Watch:
-        if start is not None and start < 1:
-            raise ValueError(f"A watch starts at revision 1 or later, not at {start}.")
-        watcher = _Watcher(key, range_end, previous, lambda batch: None)
-        return _Subscription(self.etcd, watcher, start, self._began, self._ended).queue
-
-    async def lease_grant(self, ttl_s: int, *, timeout_s: float | None = None) -> LeaseId:
-        return await self._call(f"grant a lease of {ttl_s} s", lambda: self.etcd.lease_grant(ttl_s), timeout_s, write=True)
-
-    async def lease_keepalive(self, lease: LeaseId, *, timeout_s: float | None = None) -> float:
-        return await self._call(f"renew the lease {lease:x}", lambda: self.etcd.lease_keepalive(lease), timeout_s, write=False)
-
-    async def lease_revoke(self, lease: LeaseId, *, timeout_s: float | None = None) -> None:
-        await self._call(f"revoke the lease {lease:x}", lambda: self.etcd.lease_revoke(lease), timeout_s, write=True)
-
-    async def server_version(self) -> str:
-        return await self._call("ask for the version", lambda: self.etcd.version, None, write=False)
-
-    async def aclose(self) -> None:
-        self._closed = True
-        for subscription in list(self._subscriptions):
-            subscription.queue.close()
-
-    def _connected(self) -> bool:
-        return not self._partitioned and not self._closed
-
-    def _began(self, subscription: _Subscription) -> None:
-        if self._closed:
-            subscription.queue.fail(KvUnavailable("Could not watch: this client of the store is closed."))
-            return
-        self._subscriptions[subscription] = None
-        if not self._partitioned:
-            subscription.connect()
-
-    def _ended(self, subscription: _Subscription) -> None:
-        self._subscriptions.pop(subscription, None)
-
-    async def _call(self, what: str, effect: Callable[[], T], timeout_s: float | None, *, write: bool) -> T:
-        lost = Indeterminate(f"Could not {what}: the answer was lost. It may have been carried out all the same.")
-        if not self._connected():
-            await asyncio.sleep(self.latency_s)
-            raise KvUnavailable(f"Could not {what}: the store cannot be reached.")
-        fault = self._faults.popleft() if write and self._faults else None
-        try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.sleep(self.latency_s / 2)
-                if fault == "drop" or not self._connected():
-                    raise lost
-                answer = effect()
-                if self.latency_s > 0:
-                    await asyncio.sleep(self.latency_s / 2)
-        except TimeoutError:
-            raise lost from None
-        except KvError:
-            if fault is not None:
-                raise lost from None
-            raise
-        if fault is not None or not self._connected():
-            raise lost
-        return answer
