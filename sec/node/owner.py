@@ -25,16 +25,13 @@ from sec.node.settings import Settings
 from sec.store.definitions import DefinitionStore
 from sec.store.errors import Fenced, WrongState
 from sec.store.keys import Keys
-from sec.store.kv import KvError, KvRefused, LeaseNotFound
+from sec.store.kv import KvError, LeaseNotFound
 from sec.store.mirror import Mirror
 from sec.store.sagas import Claimed, GiveUp, Ownership, SagaHead, SagaStore, Submitted
 from sec.store.session import Session
 from sec.summaries import summary_of, unreadable_summary
 
 _log = logging.getLogger(__name__)
-
-REFUSED_PAUSE_S = 1.0
-"""Before a write that the store refused is tried again."""
 
 WriteFirst = Callable[[tuple[Record, ...], Ownership | None], Awaitable[Submitted]]
 
@@ -246,18 +243,13 @@ class Owner:
             _log.warning('It could not be noted that saga "%s" cannot be read: %s', head.saga_id, error)
 
     async def _release(self, session: Session, sagas: Sequence[tuple[SagaId, Epoch]]) -> None:
-        """Lets others claim sagas. What the store refuses to let go of is tried again while the session lasts, and goes with it otherwise."""
-        while sagas and session.alive():
-            try:
-                await self._sagas.release(sagas, self._give_up(session))
-            except KvRefused as error:
-                _log.warning("Ownership of %d sagas cannot be given up yet: %s", len(sagas), error)
-                await asyncio.sleep(REFUSED_PAUSE_S)
-            except KvError as error:
-                _log.warning("Ownership could not be given up and goes with the session instead: %s", error)
-                return
-            else:
-                return
+        """Lets others claim sagas. What cannot be given up goes with the session."""
+        if not sagas or not session.alive():
+            return
+        try:
+            await self._sagas.release(sagas, self._give_up(session))
+        except KvError as error:
+            _log.warning("Ownership could not be given up and goes with the session instead: %s", error)
 
     @staticmethod
     def _give_up(session: Session) -> GiveUp:
@@ -323,28 +315,17 @@ class Owner:
         if changed:
             summary = summary_of(driver.head, ready.course, ready.mishaps, controls=ready.controls, now_us=wall_clock_us())
         commands = [record.command_id for record in ready.records if isinstance(record, Commanded)]
-        refused = False
-        while True:
-            try:
-                await self._sagas.append(
-                    driver.saga_id,
-                    driver.epoch,
-                    state.next_sequence,
-                    ready.records,
-                    summary=summary,
-                    ended=ready.course.ended,
-                    give_up=self._give_up(session),
-                    commands=commands,
-                )
-            except KvRefused as error:  # out of space, most likely: the saga waits with us until somebody has made some
-                if not session.alive() or driver.closed:
-                    raise
-                if not refused:
-                    _log.error('The store refuses records of saga "%s", which waits: %s', driver.saga_id, error)
-                refused = True
-                await asyncio.sleep(REFUSED_PAUSE_S)
-            else:
-                return
+        await self._sagas.append(
+            driver.saga_id,
+            driver.epoch,
+            state.next_sequence,
+            ready.records,
+            summary=summary,
+            ended=ready.course.ended,
+            give_up=self._give_up(session),
+            commands=commands,
+            wanted=lambda: not driver.closed,
+        )
 
     async def wait_for_server(self, action: str) -> None:
         await self._directory.wait_for(action)

@@ -2,7 +2,7 @@
 
 Every write is one transaction on keys of one saga, fenced by the owner key's create revision and by the absence of the log key that it
 creates. A write whose answer was lost is simply sent again: the second answer tells, by what stands in the log, whether the first one
-landed. Nothing is guessed.
+landed. Nothing is guessed. What an owner must write in the end is sent again too when the store refuses it, out of space most likely.
 
 All methods may raise `KvUnavailable` (not done), `Indeterminate` (perhaps done, after `give_up` said to stop asking) and `KvRefused`.
 """
@@ -17,7 +17,7 @@ from sec_model import Payload
 from sec_model.codec import payload_from_proto, payload_to_proto
 from sec_protos.storage.v1 import storage_pb2
 from sec_protos.v1 import coordinator_pb2
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
 
 from sec.codec import batch_to_bytes, entries_from_bytes
 from sec.core.errors import CorruptLog
@@ -33,6 +33,7 @@ from sec.store.kv import (
     Indeterminate,
     KeyValue,
     Kv,
+    KvRefused,
     KvUnavailable,
     LeaseId,
     Op,
@@ -51,11 +52,22 @@ Summary = coordinator_pb2.SagaSummary
 GiveUp = Callable[[], bool]
 """Says that it is no use to try any longer: the session is gone, the caller's deadline has passed."""
 
+Wanted = Callable[[], bool]
+"""Says that a write is to be sent again although the store has refused it."""
+
 RETRY_MAX_PAUSE_S = 1.0
 TELL_AFTER = 3
 """A write that had to be sent so often is worth a line in the log."""
 
 _log = logging.getLogger(__name__)
+
+
+def _never() -> bool:
+    return False
+
+
+def _always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +214,13 @@ class SagaStore:
         ended: bool,
         give_up: GiveUp,
         commands: Sequence[str] = (),
+        wanted: Wanted = _never,
     ) -> None:
         """Appends records to the log of a saga that we own. `summary` is what lists show from now on, when that changes; `commands` are the
         commands that these records take up, which are removed in the same transaction.
 
-        With `ended` the saga goes from the active ones to those that ended, and its owner key goes too. Raises `Fenced`.
+        With `ended` the saga goes from the active ones to those that ended, and its owner key goes too. Records that the store refuses wait
+        as long as they are `wanted`. Raises `Fenced`.
         """
         keys = self._keys
         log_key = keys.log_batch(saga_id, first_sequence)
@@ -226,7 +240,7 @@ class SagaStore:
         if not ended:
             then += [Delete(keys.command(saga_id, command_id)) for command_id in commands]
         txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then, [Get(log_key), Get(keys.owner(saga_id))])
-        result = await self._commit(saga_id, txn, give_up)
+        result = await self._commit(saga_id, txn, give_up, wanted)
         if result.succeeded:
             return
         present = _only(result.results[0])
@@ -271,10 +285,10 @@ class SagaStore:
         return None
 
     async def release(self, sagas: Sequence[tuple[SagaId, Epoch]], give_up: GiveUp) -> None:
-        """Gives up sagas, so that others can claim them at once. Those that we no longer own are left alone."""
+        """Gives up sagas, so that others can claim them at once. Those that we no longer own are left alone. What the store refuses waits."""
         await asyncio.gather(
             *(
-                self._commit(saga_id, Txn([self._owned(saga_id, epoch)], [Delete(self._keys.owner(saga_id))]), give_up)
+                self._commit(saga_id, Txn([self._owned(saga_id, epoch)], [Delete(self._keys.owner(saga_id))]), give_up, _always)
                 for saga_id, epoch in sagas
             )
         )
@@ -316,22 +330,28 @@ class SagaStore:
     def _owned(self, saga_id: SagaId, epoch: Epoch) -> Compare:
         return created_at(self._keys.owner(saga_id), epoch)
 
-    async def _commit(self, saga_id: SagaId, txn: Txn, give_up: GiveUp) -> TxnResult:
+    async def _commit(self, saga_id: SagaId, txn: Txn, give_up: GiveUp, wanted: Wanted = _never) -> TxnResult:
         """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module."""
+        told = False
 
         def stop(_: RetryCallState) -> bool:
             return give_up()
 
+        def again(error: BaseException) -> bool:
+            return isinstance(error, KvUnavailable | Indeterminate) or (isinstance(error, KvRefused) and wanted())
+
         def tell(attempt: RetryCallState) -> None:
-            if attempt.attempt_number == TELL_AFTER:
-                _log.warning(
-                    'Writes of saga "%s" get no answer and are sent again: %s',
-                    saga_id,
-                    attempt.outcome and attempt.outcome.exception(),
-                )
+            nonlocal told
+            error = attempt.outcome and attempt.outcome.exception()
+            if isinstance(error, KvRefused):
+                if not told:
+                    _log.error('The store refuses writes of saga "%s", which wait: %s', saga_id, error)
+                told = True
+            elif attempt.attempt_number == TELL_AFTER:
+                _log.warning('Writes of saga "%s" get no answer and are sent again: %s', saga_id, error)
 
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type((KvUnavailable, Indeterminate)),
+            retry=retry_if_exception(again),
             wait=wait_exponential(multiplier=0.02, max=RETRY_MAX_PAUSE_S),
             stop=stop,
             before_sleep=tell,

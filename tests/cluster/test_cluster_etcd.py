@@ -158,7 +158,7 @@ async def test_sagas_wait_while_etcd_is_out_of_space_and_go_on_when_there_is_som
 
             async def waits() -> bool:
                 logs = "".join(cluster.log(name).read_text() for name in cluster.names)
-                return f'The store refuses records of saga "{saga_id}"' in logs
+                return f'The store refuses writes of saga "{saga_id}"' in logs
 
             try:
                 await eventually(waits)

@@ -7,13 +7,14 @@ from sagas_support import AT_ONCE, NEVER, Desk, summary
 from sec_model import Payload
 from sec_protos.v1 import coordinator_pb2
 from store_support import Store
+from waiting_support import until
 
 from sec.core.errors import CorruptLog
 from sec.core.records import Done, Epoch, Outcome, OwnerChanged, SagaId, SecNodeName, Started, Succeeded
 from sec.store.errors import Fenced, InvalidPageToken, PageTokenExpired, SagaExists, SagaNotFound, WrongState
-from sec.store.kv import Delete, Get, Indeterminate, Kv, KvUnavailable, Put, Txn
+from sec.store.kv import Delete, Get, Indeterminate, Kv, KvRefused, KvUnavailable, Put, Txn, TxnResult
 from sec.store.listing import ListFilter
-from sec.store.memory import MemoryKv
+from sec.store.memory import MemoryEtcd, MemoryKv
 
 RUNNING, STUCK = coordinator_pb2.SAGA_STATE_RUNNING, coordinator_pb2.SAGA_STATE_STUCK
 DONE = coordinator_pb2.SAGA_STATE_DONE
@@ -37,7 +38,7 @@ async def memory_desk(memory_kv: MemoryKv, prefix: bytes) -> Desk:
     return await Desk(memory_kv, prefix).join()
 
 
-async def append(desk: Desk, saga_id: str, epoch: Epoch, sequence: int, *records: object, give_up=NEVER) -> None:
+async def append(desk: Desk, saga_id: str, epoch: Epoch, sequence: int, *records: object, give_up=NEVER, wanted=NEVER) -> None:
     await desk.sagas.append(
         SagaId(saga_id),
         epoch,
@@ -46,6 +47,7 @@ async def append(desk: Desk, saga_id: str, epoch: Epoch, sequence: int, *records
         summary=None,
         ended=False,
         give_up=give_up,
+        wanted=wanted,
     )
 
 
@@ -183,6 +185,92 @@ class TestAppend:
         kv.partition(True)
         with pytest.raises(KvUnavailable):
             await append(memory_desk, "s1", epoch, 5, SUCCEEDED, give_up=AT_ONCE)
+
+
+class FullKv(MemoryKv):
+    """A store that refuses what is written while it is `full`; `refused` counts that. It is full, too, from the first lost answer on."""
+
+    full = False
+    refused = 0
+
+    async def txn(self, txn: Txn, *, timeout_s: float | None = None) -> TxnResult:
+        if self.full:
+            self.refused += 1
+            raise KvRefused("There is no space left.")
+        try:
+            return await super().txn(txn, timeout_s=timeout_s)
+        except Indeterminate:
+            self.full = True
+            raise
+
+
+class TestOutOfSpace:
+    @pytest.fixture
+    async def full_kv(self, memory_etcd: MemoryEtcd) -> FullKv:
+        return FullKv(memory_etcd)
+
+    @pytest.fixture
+    async def full_desk(self, full_kv: FullKv) -> Desk:
+        return await Desk(full_kv, b"/full/").join()
+
+    async def test_records_wait_until_there_is_space(
+        self, full_desk: Desk, full_kv: FullKv, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        epoch = (await full_desk.submit(await full_desk.head("s1"))).epoch
+        assert epoch is not None
+        full_kv.full = True
+        waiting = asyncio.create_task(append(full_desk, "s1", epoch, 4, SUCCEEDED, wanted=lambda: True))
+        await until(lambda: full_kv.refused > 2)
+        assert not waiting.done()
+        full_kv.full = False
+        await waiting
+        assert len((await full_desk.sagas.load(SagaId("s1"))).entries) == 4
+        assert [r.getMessage() for r in caplog.records] == [
+            'The store refuses writes of saga "s1", which wait: There is no space left.'
+        ]
+
+    @pytest.mark.parametrize("why", ["not wanted", "given up"])
+    async def test_records_that_nobody_wants_any_more_do_not_wait(self, full_desk: Desk, full_kv: FullKv, why: str) -> None:
+        epoch = (await full_desk.submit(await full_desk.head("s1"))).epoch
+        assert epoch is not None
+        full_kv.full = True
+        over = False
+        wanted = (lambda: not over) if why == "not wanted" else (lambda: True)
+        give_up = (lambda: over) if why == "given up" else NEVER
+        waiting = asyncio.create_task(append(full_desk, "s1", epoch, 4, SUCCEEDED, give_up=give_up, wanted=wanted))
+        await until(lambda: full_kv.refused > 2)
+        over = True
+        with pytest.raises(KvRefused):
+            await waiting
+
+    async def test_a_lost_answer_and_then_a_refusal_are_no_reason_to_lose_the_saga(self, full_desk: Desk, full_kv: FullKv) -> None:
+        epoch = (await full_desk.submit(await full_desk.head("s1"))).epoch
+        assert epoch is not None
+        full_kv.lose_next_answer()
+        waiting = asyncio.create_task(append(full_desk, "s1", epoch, 4, SUCCEEDED, wanted=lambda: True))
+        await until(lambda: full_kv.refused)
+        full_kv.full = False
+        await waiting
+        assert [e.sequence for e in (await full_desk.sagas.load(SagaId("s1"))).entries] == [1, 2, 3, 4]
+
+    async def test_ownership_is_given_up_when_there_is_space(self, full_desk: Desk, full_kv: FullKv) -> None:
+        epoch = (await full_desk.submit(await full_desk.head("s1"))).epoch
+        assert epoch is not None
+        full_kv.full = True
+        releasing = asyncio.create_task(full_desk.sagas.release([(SagaId("s1"), epoch)], NEVER))
+        await until(lambda: full_kv.refused > 2)
+        assert not releasing.done()
+        full_kv.full = False
+        await releasing
+        assert (await full_desk.sagas.load(SagaId("s1"))).owner == ""
+
+    async def test_what_a_client_waits_for_is_refused_at_once(self, full_desk: Desk, full_kv: FullKv) -> None:
+        head = await full_desk.head("s1")
+        full_kv.full = True
+        with pytest.raises(KvRefused):
+            await full_desk.submit(head)
+        with pytest.raises(KvRefused):
+            await full_desk.sagas.command(SagaId("s1"), "c", b"", NEVER)
 
 
 class TestStart:
