@@ -41,7 +41,10 @@ def definition_from_proto(message: definition_pb2.SagaDefinition) -> Definition:
 
 
 def definition_bytes(definition: Definition) -> bytes:
-    """The canonical bytes of a definition: equal definitions have equal bytes, with defaults written out."""
+    """The canonical bytes of a definition: equal definitions have equal bytes.
+
+    A retry policy that is the default is left out: the contract fixes its numbers, and sagas in stores count on them.
+    """
     return definition_to_proto(definition).SerializeToString(deterministic=True)
 
 
@@ -60,7 +63,11 @@ def _node_to_proto(node: Node) -> definition_pb2.NodeDefinition:
     match node.kind:
         case ActionNode(action, retry, undo_retry):
             message.action.CopyFrom(
-                definition_pb2.ActionNode(action=action, retry=_retry_to_proto(retry), undo_retry=_retry_to_proto(undo_retry))
+                definition_pb2.ActionNode(
+                    action=action,
+                    retry=_retry_to_proto(retry, DEFAULT_RETRY),
+                    undo_retry=_retry_to_proto(undo_retry, DEFAULT_UNDO_RETRY),
+                )
             )
         case ConstantNode(value):
             message.constant.CopyFrom(definition_pb2.ConstantNode(value=payload_to_proto(value)))
@@ -95,7 +102,9 @@ def _node_from_proto(message: definition_pb2.NodeDefinition, prefix: str, proble
     return Node(message.name, kind, tuple(message.depends_on), inputs, message.label)
 
 
-def _retry_to_proto(policy: RetryPolicy) -> common_pb2.RetryPolicy:
+def _retry_to_proto(policy: RetryPolicy, default: RetryPolicy) -> common_pb2.RetryPolicy | None:
+    if policy == default:
+        return None
     return common_pb2.RetryPolicy(
         max_attempts=policy.max_attempts,
         initial_backoff_s=policy.initial_backoff_s,

@@ -1,11 +1,22 @@
 """Valid definitions of every kind, for Hypothesis."""
 
 from hypothesis import strategies as st
-from sec_model import ActionNode, ConstantNode, Definition, Input, Node, Payload, RetryPolicy, SubsagaNode
+from sec_model import (
+    DEFAULT_RETRY,
+    DEFAULT_UNDO_RETRY,
+    ActionNode,
+    ConstantNode,
+    Definition,
+    Input,
+    Node,
+    Payload,
+    RetryPolicy,
+    SubsagaNode,
+)
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,10}", fullmatch=True)
 payloads = st.builds(Payload, st.sampled_from(["", "application/json", "text/plain"]), st.binary(max_size=8))
-policies = st.builds(
+policies = st.sampled_from([DEFAULT_RETRY, DEFAULT_UNDO_RETRY]) | st.builds(
     RetryPolicy,
     max_attempts=st.integers(1, 1_000_000),
     initial_backoff_s=st.floats(0.001, 1),

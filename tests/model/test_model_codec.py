@@ -1,5 +1,7 @@
 """Definitions as messages: what goes in comes out, equal ones have equal bytes, and what is left out has its default."""
 
+from dataclasses import fields
+
 import pytest
 from hypothesis import given, settings
 from model_strategies import definitions, payloads
@@ -29,6 +31,7 @@ from sec_model.codec import (
     payload_from_proto,
     payload_to_proto,
 )
+from sec_model.graph import MAX_NODES
 from sec_protos.v1 import common_pb2, definition_pb2
 
 
@@ -67,7 +70,7 @@ def trip() -> Definition:
 
 def test_the_hash_of_a_definition_stays_the_same() -> None:
     """Sagas in stores refer to definitions by it: a change here orphans them."""
-    assert definition_hash(definition_bytes(trip())) == "7d2717e25eb457bc6bd49daa9982ec26a4245c316c4fa7317ad47168b2f86176"
+    assert definition_hash(definition_bytes(trip())) == "d834ca7deeedac448806a7d785709b37912dbc1b317831c34e111697318cb7f5"
 
 
 @pytest.mark.parametrize(
@@ -98,10 +101,45 @@ def test_what_is_left_out_of_a_message_has_its_default() -> None:
     message.nodes.add(name="a").action.action = "x"
     definition = definition_from_proto(message)
     assert definition == Definition("s", (Node("a", ActionNode("x", DEFAULT_RETRY, DEFAULT_UNDO_RETRY)),))
-    # The default stands in the bytes, so that another default of a later version does not change what was stored.
-    stored = definition_pb2.SagaDefinition.FromString(definition_bytes(definition)).nodes[0].action
-    assert (stored.retry.max_attempts, stored.undo_retry.max_attempts) == (8, 20)
-    assert stored.retry.HasField("jitter")
+    assert definition_bytes(definition) == message.SerializeToString(deterministic=True), "and is left out again"
+
+
+def test_the_default_policies_are_those_of_the_contract() -> None:
+    """Stored definitions leave them out: another default in a later version would change what a saga in a store does."""
+    numbers = {"initial_backoff_s": 0.1, "max_backoff_s": 30.0, "multiplier": 2.0, "jitter": 0.5, "attempt_timeout_s": 30.0}
+    assert RetryPolicy(max_attempts=8, **numbers, overall_timeout_s=None) == DEFAULT_RETRY
+    assert RetryPolicy(max_attempts=20, **numbers, overall_timeout_s=None) == DEFAULT_UNDO_RETRY
+
+
+@pytest.mark.parametrize("do", [None, DEFAULT_RETRY, DEFAULT_UNDO_RETRY, RetryPolicy(jitter=0.0)], ids=repr)
+@pytest.mark.parametrize("undo", [None, DEFAULT_UNDO_RETRY, DEFAULT_RETRY, RetryPolicy(max_attempts=3)], ids=repr)
+def test_a_default_that_is_written_out_is_the_same_as_none(do: RetryPolicy | None, undo: RetryPolicy | None) -> None:
+    """As a client in another language may send it: every number there, or no policy at all."""
+    message = definition_pb2.SagaDefinition(name="s")
+    sent = message.nodes.add(name="a").action
+    sent.action = "x"
+    for policy, written in ((do, sent.retry), (undo, sent.undo_retry)):
+        if policy is not None:
+            written.CopyFrom(written_out(policy))
+    definition = definition_from_proto(message)
+    policies = (do or DEFAULT_RETRY, undo or DEFAULT_UNDO_RETRY)
+    assert definition == Definition("s", (Node("a", ActionNode("x", *policies)),))
+    stored = definition_pb2.SagaDefinition.FromString(definition_bytes(definition))
+    assert definition_from_proto(stored) == definition
+    assert stored.nodes[0].action.HasField("retry") == (policies[0] != DEFAULT_RETRY)
+    assert stored.nodes[0].action.HasField("undo_retry") == (policies[1] != DEFAULT_UNDO_RETRY)
+
+
+def written_out(policy: RetryPolicy) -> common_pb2.RetryPolicy:
+    given = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    return common_pb2.RetryPolicy(**{**given, "overall_timeout_s": policy.overall_timeout_s or 0.0})
+
+
+def test_as_many_nodes_as_are_allowed_fit_into_a_definition() -> None:
+    saga = Saga("long")
+    for number in range(MAX_NODES):
+        saga.append(action(f"provision-{number:05}", "provision_instance", label=f"Instance {number}"))
+    assert len(definition_bytes(saga.build())) < 1024 * 1024
 
 
 @pytest.mark.parametrize(
