@@ -37,7 +37,8 @@ class CannotRecover(SagaError):
 
 @dataclass(frozen=True, slots=True)
 class ExportedLog:
-    """What an exported file says. `problem` is set when a line of it cannot be read; the entries are then those before it."""
+    """What an exported file says. `problem` is set when a line of it cannot be read, or says that the log is damaged there; the entries are
+    then those before it."""
 
     head: SagaHead
     definition: Definition | None
@@ -83,7 +84,11 @@ def read_export(text: str) -> ExportedLog:
     entries, problem = [], ""
     for number, line in enumerate(rest, 2):
         try:
-            entries.append(_entry(line))
+            value = _mapping(json.loads(line))
+            if "problem" in value:
+                problem = str(value["problem"])
+                break
+            entries.append(_entry(value))
         except (ParseError, ValueError, CorruptLog) as error:
             problem = f"line {number} of the file is not a record that this version can read: {error}"
             break
@@ -254,8 +259,8 @@ def _params(value: Any) -> Payload:
     return payload_from_proto(ParseDict(_mapping(value or {}), common_pb2.Payload()))
 
 
-def _entry(line: str) -> LogEntry:
-    message = ParseDict(_mapping(json.loads(line)), coordinator_pb2.SequencedRecord())
+def _entry(value: dict[str, Any]) -> LogEntry:
+    message = ParseDict(value, coordinator_pb2.SequencedRecord())
     record = record_from_proto(message.record)
     return LogEntry(message.sequence, Epoch(message.epoch), SecNodeName(message.writer), message.time_us, record)
 

@@ -22,7 +22,7 @@ from sec_model.commands_codec import command_to_proto
 from sec_protos.v1 import coordinator_pb2 as pb
 
 from sec_client import decode
-from sec_client.errors import InvalidDefinition, WaitTimeout, WrongState, from_rpc_error
+from sec_client.errors import InvalidDefinition, WaitTimeout, WrongState, damaged_log, from_rpc_error
 from sec_client.ids import new_saga_id
 from sec_client.payloads import encode
 from sec_client.transport import DEFAULT_TIMEOUT_S, Cluster, Metadata, Pause, Tls, worth_repeating
@@ -270,7 +270,10 @@ class Client:
         return await self.wait(submitted.saga_id, timeout_s=timeout_s)
 
     async def log(self, saga_id: str, from_sequence: int = 1) -> AsyncIterator[LogRecord]:
-        """The records of the saga log as it stands, from `from_sequence` on."""
+        """The records of the saga log as it stands, from `from_sequence` on.
+
+        Raises `SagaCorrupt` behind the last record that can be read, when the log is damaged there.
+        """
         sequence = max(1, from_sequence)
         while sequence:
             message = pb.GetSagaLogRequest(saga_id=saga_id, from_sequence=sequence)
@@ -278,6 +281,8 @@ class Client:
             for record in answer.records:
                 yield decode.record(record)
             sequence = answer.next_sequence
+            if answer.problem:
+                raise damaged_log(saga_id, answer.problem)
 
     async def nodes(self) -> NodeList:
         """The SEC nodes that hold a session now, and which of them answered."""

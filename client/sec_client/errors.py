@@ -212,6 +212,11 @@ def detail_of(error: grpc.RpcError) -> common_pb2.ErrorDetail | None:
     return None
 
 
+def damaged_log(saga_id: str, problem: str) -> SagaCorrupt:
+    """The error of a log that cannot be read any further; `problem` is the sentence of the SEC node."""
+    return SagaCorrupt(problem, saga_id=saga_id, hint="Keep its keys in etcd and call for help: no other saga is touched.")
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError, *, address: str = "", saga_id: str = "") -> SagaError:
     """The `SagaError` for a status. `address` and `saga_id` say what was called, where the answer does not."""
     code, message = error.code(), (error.details() or "").strip()

@@ -145,7 +145,7 @@ class Client:
         )
 
     def log(self, saga_id: str, from_sequence: int = 1) -> Iterator[LogRecord]:
-        """The records of the saga log as it stands, from `from_sequence` on."""
+        """The records of the saga log as it stands, from `from_sequence` on; see `aio.Client.log`."""
         return self._iterate(lambda: self._client.log(saga_id, from_sequence))
 
     def nodes(self) -> NodeList:

@@ -27,7 +27,7 @@ Exit codes:
   1    of a wait: the saga failed, and all of its effects were undone
   2    bad usage, a file that cannot be read, a definition that is not valid
   3    no SEC node could be reached, or their store is away
-  4    of a wait: the saga is stuck (or its log is corrupt) and needs an operator
+  4    of a wait: the saga is stuck and needs an operator; or its log is corrupt
   5    the cluster refused: no such saga, another saga has this id, wrong state
   6    of a wait: the time was over before the saga settled
   130  interrupted by Ctrl-C"""

@@ -2,11 +2,13 @@
 
 The header is `{"saga_log": 1, "saga_id": …, "uid": …, "name": …, "definition_hash": …, "params": …, "labels": …}`: what the saga was submitted
 with. `definition` is what it was made from, `corrupt` with the reason where it cannot read the log. Each further line is a
-SequencedRecord of the contract in protobuf's JSON mapping, with the field names of the contract. `sec debug recover` reads it.
+SequencedRecord of the contract in protobuf's JSON mapping, with the field names of the contract. Of a damaged log the last line is
+`{"problem": …}`: why the records end there. `sec debug recover` reads it.
 """
 
 import json
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -21,8 +23,17 @@ FORMAT = 1
 """Of the file. A reader refuses one that it does not know."""
 
 
-async def read_log(settings: Settings, saga_id: str) -> list[str]:
-    """The lines of a saga's file: the header, then the records as the log stands. Raises `SagaError`, and `BadInput` for a bad address."""
+@dataclass(frozen=True, slots=True)
+class SagaFile:
+    """The lines of a saga's file. `problem` is set when the log is damaged behind its `records`."""
+
+    lines: list[str]
+    records: int
+    problem: str
+
+
+async def read_log(settings: Settings, saga_id: str) -> SagaFile:
+    """A saga with its log as that stands. Raises `SagaError`, and `BadInput` for a bad address."""
     try:
         cluster = Cluster(settings.sec, tls=settings.tls, metadata=settings.metadata, timeout_s=settings.timeout_s)
     except ValueError as e:
@@ -30,13 +41,15 @@ async def read_log(settings: Settings, saga_id: str) -> list[str]:
     try:
         question = pb.GetSagaRequest(saga_id=saga_id, omit_outputs=True, with_definition=True)
         found = await cluster.call(lambda stub: stub.GetSaga, question, saga_id=saga_id)
-        lines, sequence = [_line(_header(found.saga))], 1
+        records: list[str] = []
+        problem, sequence = "", 1
         while sequence:
             message = pb.GetSagaLogRequest(saga_id=saga_id, from_sequence=sequence)
             answer = await cluster.call(lambda stub: stub.GetSagaLog, message, saga_id=saga_id)
-            lines += [_line(_mapped(record)) for record in answer.records]
-            sequence = answer.next_sequence
-        return lines
+            records += [_line(_mapped(record)) for record in answer.records]
+            problem, sequence = answer.problem, answer.next_sequence
+        end = [_line({"problem": problem})] if problem else []
+        return SagaFile([_line(_header(found.saga)), *records, *end], len(records), problem)
     finally:
         await cluster.close()
 

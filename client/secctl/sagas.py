@@ -2,11 +2,13 @@
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from itertools import islice
 
 import click
 from rich.text import Text
-from sec_client import LogRecord, SagaResult, SagaState
+from sec_client import LogRecord, SagaCorrupt, SagaResult, SagaState
+from sec_client.errors import damaged_log
 
 from secctl import live, render, shapes
 from secctl.dot import dot
@@ -147,6 +149,8 @@ def log(settings: Settings, saga_id: str, from_sequence: int, follow: bool, expo
     With --export it is written as JSON lines: what the saga was submitted with, and then the records as the contract has them, with nothing
     left out. Such a file can be folded without a cluster: see `sec debug recover --help`.
 
+    Of a log that is damaged the records before the damage are shown or written, an error says why they end there, and the exit code is 4.
+
     \b
     Examples:
       secctl saga log trip-4711
@@ -156,23 +160,39 @@ def log(settings: Settings, saga_id: str, from_sequence: int, follow: bool, expo
     if export is not None:
         if follow or from_sequence > 1:
             raise click.UsageError("--export writes the whole log as it stands: leave out --follow and --from.")
-        lines = asyncio.run(read_log(settings, saga_id))
-        write_log(lines, export)
+        found = asyncio.run(read_log(settings, saga_id))
+        write_log(found.lines, export)
         if export != "-":
-            shown = Text(f"{len(lines) - 1} records were written to {export}.\n")
-            settings.show(shown, {"saga_id": saga_id, "file": export, "records": len(lines) - 1})
+            shown = Text(f"{found.records} records were written to {export}.\n")
+            settings.show(shown, {"saga_id": saga_id, "file": export, "records": found.records})
+        if found.problem:
+            raise damaged_log(saga_id, found.problem)
         return
     with settings.client() as client:
         if follow:
             for record in client.watch(saga_id, from_sequence):
                 settings.line(render.record(record), shapes.record(record))
             return
-        records = [*client.log(saga_id, from_sequence)]
+        records, damage = _readable(client.log(saga_id, from_sequence))
     if settings.json:
-        click.echo(shapes.text({"records": [shapes.record(r) for r in records]}))
-        return
-    for record in records:
-        settings.line(render.record(record), None)
+        problem = {} if damage is None else {"problem": damage.message}
+        click.echo(shapes.text({"records": [shapes.record(r) for r in records], **problem}))
+    else:
+        for record in records:
+            settings.line(render.record(record), None)
+    if damage is not None:
+        raise damage
+
+
+def _readable(log: Iterator[LogRecord]) -> tuple[list[LogRecord], SagaCorrupt | None]:
+    """The records of a log, and what stands in the way of more."""
+    records: list[LogRecord] = []
+    try:
+        for record in log:
+            records.append(record)  # noqa: PERF402 # those before the damage are kept
+    except SagaCorrupt as damage:
+        return records, damage
+    return records, None
 
 
 @saga.command(epilog=EXIT_CODES)

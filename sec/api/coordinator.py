@@ -157,12 +157,11 @@ class Coordinator(ClusterCalls):
     @answered
     async def GetSagaLog(self, request: pb.GetSagaLogRequest, context: Context) -> pb.GetSagaLogResponse:  # noqa: N802
         stored = await self._node.sagas.load(requests.saga_id(request.saga_id))
-        if stored.problem and not stored.entries:
-            raise CorruptLog(stored.problem)
         wanted = [e for e in stored.entries if e.sequence >= request.from_sequence]
         limit = min(request.limit or MAX_LOG_PAGE, MAX_LOG_PAGE)
         following = wanted[limit].sequence if len(wanted) > limit else 0
-        return pb.GetSagaLogResponse(records=[sequenced(e) for e in wanted[:limit]], next_sequence=following)
+        problem = "" if following else stored.problem
+        return pb.GetSagaLogResponse(records=[sequenced(e) for e in wanted[:limit]], next_sequence=following, problem=problem)
 
     @answered_stream
     async def WatchSaga(self, request: pb.WatchSagaRequest, context: Context) -> AsyncIterator[pb.WatchSagaResponse]:  # noqa: N802

@@ -160,6 +160,17 @@ async def test_export_of_a_corrupt_log_says_so(node: FakeNode) -> None:
     assert "the cluster says: The records from 4 on are damaged.\n" in recovered.stdout
 
 
+def test_a_file_of_a_damaged_log_ends_where_the_log_does() -> None:
+    """SEC nodes leave such a saga alone, although what can be read of it makes sense."""
+    problem = 'Saga "demo" cannot be read. The records from 4 on are damaged.'
+    lines = (GOLDEN / "in_flight.jsonl").read_text().replace("DEFINITION_HASH", DIGEST).splitlines()[:4]
+    text = "\n".join([*lines, json.dumps({"problem": problem}), "what stands behind it is not read"])
+    recovered = CliRunner().invoke(sec, ["debug", "recover", "-", "--definition", YAML], input=text)
+    assert recovered.exit_code == 1
+    assert f"the log stops making sense behind record 3: {problem}\n" in recovered.stdout
+    assert "what would happen next" not in recovered.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -847,8 +847,11 @@ class GetSagaLogResponse(_message.Message):
 
     RECORDS_FIELD_NUMBER: _builtins.int
     NEXT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     next_sequence: _builtins.int
     """0 when these were the last."""
+    problem: _builtins.str
+    """Why the log cannot be read any further, as a sentence. Only with the last page; empty when that was all of it."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequencedRecord]: ...
     def __init__(
@@ -856,10 +859,11 @@ class GetSagaLogResponse(_message.Message):
         *,
         records: _abc.Iterable[Global___SequencedRecord] | None = ...,
         next_sequence: _builtins.int = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_sequence", b"next_sequence", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_sequence", b"next_sequence", "problem", b"problem", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -159,7 +159,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSagaLog(self, request, context):
-        """The saga log as it stands.
+        """The saga log as it stands; of a log that is damaged, what stands before the damage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,7 +60,7 @@ class CoordinatorStub:
     its log cannot be read.
     """
     GetSagaLog: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaLogRequest, _coordinator_pb2.GetSagaLogResponse]
-    """The saga log as it stands."""
+    """The saga log as it stands; of a log that is damaged, what stands before the damage."""
     ListNodes: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListNodesRequest, _coordinator_pb2.ListNodesResponse]
     """The SEC nodes that hold a session now."""
     DrainNode: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DrainNodeRequest, _coordinator_pb2.DrainNodeResponse]
@@ -104,7 +104,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     its log cannot be read.
     """
     GetSagaLog: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaLogRequest, _coordinator_pb2.GetSagaLogResponse]  # type: ignore[assignment]
-    """The saga log as it stands."""
+    """The saga log as it stands; of a log that is damaged, what stands before the damage."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListNodesRequest, _coordinator_pb2.ListNodesResponse]  # type: ignore[assignment]
     """The SEC nodes that hold a session now."""
     DrainNode: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DrainNodeRequest, _coordinator_pb2.DrainNodeResponse]  # type: ignore[assignment]
@@ -193,7 +193,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.GetSagaLogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.GetSagaLogResponse, _abc.Awaitable[_coordinator_pb2.GetSagaLogResponse]]:
-        """The saga log as it stands."""
+        """The saga log as it stands; of a log that is damaged, what stands before the damage."""
 
     @_abc_1.abstractmethod
     def ListNodes(
