@@ -4,7 +4,7 @@ Shared by the client (which builds and checks a definition before it is sent) an
 anything is written), so that both apply one set of rules. Pure: no I/O, and nothing of a saga's run stands here.
 """
 
-from sec_model.builder import Saga, action, constant, subsaga
+from sec_model.builder import Saga, action, check_definition, constant, subsaga
 from sec_model.definition import (
     DEFAULT_RETRY,
     DEFAULT_UNDO_RETRY,
@@ -19,11 +19,13 @@ from sec_model.definition import (
     SubsagaNode,
 )
 from sec_model.graph import Graph, compile_graph
+from sec_model.schemas import ActionSchemas, Schema, SchemaError
 
 __all__ = [
     "DEFAULT_RETRY",
     "DEFAULT_UNDO_RETRY",
     "ActionNode",
+    "ActionSchemas",
     "ConstantNode",
     "Definition",
     "DefinitionError",
@@ -33,8 +35,11 @@ __all__ = [
     "Payload",
     "RetryPolicy",
     "Saga",
+    "Schema",
+    "SchemaError",
     "SubsagaNode",
     "action",
+    "check_definition",
     "compile_graph",
     "constant",
     "subsaga",

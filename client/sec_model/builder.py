@@ -7,7 +7,7 @@ trip.append(action("confirm", "confirm_trip", reads=["hotel", "car", "flight"]))
 definition = trip.build()
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,9 @@ from sec_model.definition import (
     RetryPolicy,
     SubsagaNode,
 )
+from sec_model.edges import edge_problems
 from sec_model.graph import compile_graph
+from sec_model.schemas import DescribedAction
 
 Reads = Sequence[str] | Mapping[str, str]
 """Names of nodes, or a mapping from the name that the action sees to the name of the node."""
@@ -103,13 +105,16 @@ class Saga:
         """What was appended so far."""
         return Definition(self.name, tuple(self._nodes))
 
-    def build(self) -> Definition:
-        """The checked definition. Raises `DefinitionError` with every problem."""
-        definition = self.unchecked()
+    def build(self, *, actions: Iterable[DescribedAction] | None = None, params: Any = None) -> Definition:
+        """The checked definition. Raises `DefinitionError` with every problem.
+
+        With `actions`, what each node reads is also checked against what its action wants, as far as that is described: give
+        `client.actions()`, or the `actions` of an `ActionServer` (of several: `[*hotels.actions, *cars.actions]`). `params` (a JSON value or a
+        `Payload`) are checked with them; None: they are not known yet.
+        """
         if self._problems:
             raise DefinitionError(self.problems)
-        compile_graph(definition)
-        return definition
+        return check_definition(self.unchecked(), actions=actions, params=params)
 
     def _stage(self, specs: tuple[NodeSpec, ...]) -> "Saga":
         for spec in specs:
@@ -119,6 +124,15 @@ class Saga:
         if specs:
             self._last_stage = tuple(spec.name for spec in specs)
         return self
+
+
+def check_definition(definition: Definition, *, actions: Iterable[DescribedAction] | None = None, params: Any = None) -> Definition:
+    """The definition, checked as `Saga.build` does it. Raises `DefinitionError`."""
+    graph = compile_graph(definition)
+    given = params if params is None or isinstance(params, Payload) else Payload.json(params)
+    if actions is not None and (problems := edge_problems(graph, actions, given)):
+        raise DefinitionError(tuple(problems))
+    return definition
 
 
 def _inputs(reads: Reads) -> tuple[Input, ...]:

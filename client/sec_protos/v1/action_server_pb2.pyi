@@ -106,23 +106,107 @@ class ActionDescription(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    SCHEMAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 128 characters out of letters, digits, ".", "_", "-" and "@", starting with a letter or a digit."""
     summary: _builtins.str
     """One line for people."""
+    @_builtins.property
+    def schemas(self) -> Global___ActionSchemas:
+        """What the action takes and answers, as far as it says. Absent: nothing is checked."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         summary: _builtins.str = ...,
+        schemas: Global___ActionSchemas | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schemas", b"schemas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "schemas", b"schemas", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActionDescription: _TypeAlias = ActionDescription  # noqa: Y015
+
+@_typing.final
+class ActionSchemas(_message.Message):
+    """What an action takes and answers, as JSON Schema (draft 2020-12), so that a saga whose parts do not fit is refused when it is built or
+    submitted, and not when it runs. All of it is optional. Calls are not checked against it: an action that must not trust its
+    input checks it itself, and answers `failure`.
+
+    Each schema is the text of one JSON document: `{"type": "object", "properties": {"address": {"type": "string"}}, "required": ["address"]}`.
+    An empty text says nothing. References stay within the document and are written as JSON pointers ("#/$defs/Address"); nothing is ever
+    fetched. The schemas of one action have at most 64 KiB together, and are nested at most 64 deep. A registration with a schema that is not valid is
+    refused with INVALID_ARGUMENT; one that comes by `Describe` is logged, and taken as if the action had described nothing.
+
+    WHAT IS CHECKED, of each node that calls the action. Only what cannot work is a problem; what may work is not.
+      A constant that the node reads, and the params of the saga, are validated as JSON Schema has it. Payloads that are not JSON are not checked.
+      What could take long, or cannot be judged without it, is not looked at: `pattern`, `patternProperties` (and `additionalProperties` beside it),
+      `uniqueItems`, `format`, `contains`, `not`, `if`, and the `unevaluated…` and `$dynamic…` keywords. `oneOf` is taken as `anyOf`. What is very
+      large is not validated to its end.
+      An output that the node reads is compared by schema: each property that is `required` by the one that reads must be one that the output
+      has, and their types must have something in common; and so on, in properties and items. Here an output has the `properties` that its schema
+      lists, and no others, unless the schema has `additionalProperties` (true, or a schema) or `patternProperties`, or lists none.
+      References, `anyOf` and `oneOf` are followed. Of any other way of putting schemas together nothing is concluded.
+      An input that is listed, is not optional, and is not read by the node is a problem. One that the node reads and is not listed is none.
+    Where several action servers offer the action with different schemas, as in a rolling update, it is a problem when it is one for each of them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PARAMS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OPTIONAL_INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    params: _builtins.str
+    """Of the params of the (sub)saga, as the action wants them."""
+    output: _builtins.str
+    """Of the output, as the action answers it."""
+    @_builtins.property
+    def inputs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of the inputs that the action wants, by name. A schema may be empty here too: then the node must read such an input, whatever it is."""
+
+    @_builtins.property
+    def optional_inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of `inputs` without which the action can do."""
+
+    def __init__(
+        self,
+        *,
+        params: _builtins.str = ...,
+        inputs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        optional_inputs: _abc.Iterable[_builtins.str] | None = ...,
+        output: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "optional_inputs", b"optional_inputs", "output", b"output", "params", b"params"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActionSchemas: _TypeAlias = ActionSchemas  # noqa: Y015
 
 @_typing.final
 class Call(_message.Message):

@@ -1001,7 +1001,9 @@ class RegisterActionServerRequest(_message.Message):
     address: _builtins.str
     """Where the SEC nodes reach it: "10.0.0.7:7070"."""
     @_builtins.property
-    def actions(self) -> _containers.RepeatedCompositeFieldContainer[_action_server_pb2.ActionDescription]: ...
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[_action_server_pb2.ActionDescription]:
+        """At most 1000, and at most 1 MiB."""
+
     def __init__(
         self,
         *,
@@ -1114,20 +1116,28 @@ class OfferedAction(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     SERVERS_FIELD_NUMBER: _builtins.int
+    SCHEMAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     summary: _builtins.str
     @_builtins.property
     def servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActionServerStatus]: ...
+    @_builtins.property
+    def schemas(self) -> _containers.RepeatedCompositeFieldContainer[_action_server_pb2.ActionSchemas]:
+        """How it is described by those servers that can be reached (by all, when none can), each description once; an empty one where a server
+        describes nothing, while others do. A saga is refused for what is a problem for each of them.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         summary: _builtins.str = ...,
         servers: _abc.Iterable[Global___ActionServerStatus] | None = ...,
+        schemas: _abc.Iterable[_action_server_pb2.ActionSchemas] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "servers", b"servers", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "schemas", b"schemas", "servers", b"servers", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
