@@ -3,7 +3,7 @@
 The asyncio client is `sec_client.aio.Client`; the kit for action servers is `sec_client.kit`.
 """
 
-from sec_model import Definition, DefinitionError, Payload, RetryPolicy, Saga, action, constant, subsaga
+from sec_model import Definition, DefinitionError, Payload, RetryPolicy, Saga, action, check_definition, constant, subsaga
 
 from sec_client import aio
 from sec_client.errors import (
@@ -92,6 +92,7 @@ __all__ = [
     "WrongState",
     "action",
     "aio",
+    "check_definition",
     "constant",
     "new_saga_id",
     "subsaga",

@@ -6,7 +6,9 @@ from typing import Any
 
 from google.protobuf.message import Message
 from sec_model.codec import payload_from_proto
-from sec_protos.v1 import common_pb2, coordinator_pb2, records_pb2
+from sec_model.schemas import ActionSchemas, SchemaError
+from sec_model.schemas_codec import schemas_from_proto
+from sec_protos.v1 import action_server_pb2, common_pb2, coordinator_pb2, records_pb2
 
 from sec_client.views import (
     ActionServerView,
@@ -175,4 +177,11 @@ def nodes(message: coordinator_pb2.ListNodesResponse) -> NodeList:
 
 def action(message: coordinator_pb2.OfferedAction) -> OfferedAction:
     servers = (ActionServerView(s.instance_id, s.server_name, s.address, s.reachable, s.configured) for s in message.servers)
-    return OfferedAction(message.name, message.summary, tuple(servers))
+    return OfferedAction(message.name, message.summary, tuple(servers), tuple(_schemas(s) for s in message.schemas))
+
+
+def _schemas(message: action_server_pb2.ActionSchemas) -> ActionSchemas:
+    try:
+        return schemas_from_proto(message)
+    except SchemaError:  # of a cluster that allows more: it says nothing here
+        return ActionSchemas()

@@ -11,6 +11,7 @@ from typing import Any
 
 from sec_model import Payload
 from sec_model.definition import NO_PAYLOAD
+from sec_model.schemas import ActionSchemas
 
 from sec_client.errors import SagaCorrupt, SagaError, SagaFailed, SagaStuck
 
@@ -268,8 +269,9 @@ class ActionServerView:
 
 @dataclass(frozen=True, slots=True)
 class OfferedAction:
-    """An action that is offered now, and by whom."""
+    """An action that is offered now, by whom, and every way in which these servers describe what it takes and answers."""
 
     name: str
     summary: str = ""
     servers: tuple[ActionServerView, ...] = ()
+    schemas: tuple[ActionSchemas, ...] = ()

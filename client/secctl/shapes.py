@@ -21,6 +21,7 @@ from sec_client import (
     SagaView,
     SubmitResult,
 )
+from sec_model import ActionSchemas
 
 
 def text(value: Any, *, line: bool = False) -> str:
@@ -155,4 +156,14 @@ def action(value: OfferedAction) -> dict[str, Any]:
         }
         for s in value.servers
     ]
-    return {"name": value.name, "summary": value.summary, "servers": servers}
+    return {"name": value.name, "summary": value.summary, "servers": servers, "schemas": [schemas(s) for s in value.schemas]}
+
+
+def schemas(value: ActionSchemas) -> dict[str, Any]:
+    """Each schema is a JSON Schema document, or null where nothing is said."""
+    return {
+        "params": None if value.params is None else value.params.document,
+        "inputs": {name: schema.document for name, schema in value.inputs.items()},
+        "optional_inputs": sorted(value.optional_inputs),
+        "output": None if value.output is None else value.output.document,
+    }

@@ -12,7 +12,7 @@ GONE = Entry(Mark.UNDONE)
 @pytest.mark.parametrize(
     ("known", "delivery", "verdict", "stored"),
     [
-        (None, DO, Run(), Entry(Mark.BEGUN)),
+        (None, DO, Run(first=True), Entry(Mark.BEGUN)),
         (Entry(Mark.BEGUN), DO, Run(), None),
         (Entry(Mark.DONE, b"o"), DO, Repeat(Entry(Mark.DONE, b"o")), None),
         (Entry(Mark.FAILED, b"f"), DO, Repeat(Entry(Mark.FAILED, b"f")), None),

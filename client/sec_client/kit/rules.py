@@ -52,9 +52,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Call the handler; `output` is what the do answered, as far as the store knows."""
+    """Call the handler; `output` is what the do answered, as far as the store knows. `first`: no handler was ever called with this key."""
 
     output: bytes | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def judge(entry: Entry | None, delivery: Delivery) -> tuple[Verdict, Entry | Non
 
 def _judge_do(entry: Entry | None) -> tuple[Verdict, Entry | None]:
     if entry is None:
-        return Run(), Entry(Mark.BEGUN)
+        return Run(first=True), Entry(Mark.BEGUN)
     match entry.mark:
         case Mark.BEGUN:
             return Run(), None

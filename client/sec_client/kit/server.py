@@ -5,14 +5,14 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sec_protos.v1 import action_server_pb2_grpc
 
-from sec_client.kit.actions import MISSING, Action, Actions, Handler, Missing
+from sec_client.kit.actions import MISSING, Action, Actions, Handler, JsonSchema, Missing
 from sec_client.kit.registration import Registration
 from sec_client.kit.service import ActionService
 from sec_client.kit.sqlite import SqliteStore
@@ -78,10 +78,26 @@ class ActionServer:
         self._registration: Registration | None = None
 
     def action(
-        self, name: str | None = None, *, summary: str = "", undo: Handler | Missing | None = MISSING
+        self,
+        name: str | None = None,
+        *,
+        summary: str = "",
+        undo: Handler | Missing | None = MISSING,
+        params_schema: JsonSchema | None = None,
+        input_schemas: Mapping[str, JsonSchema] | None = None,
+        optional_inputs: Collection[str] = (),
+        output_schema: JsonSchema | None = None,
     ) -> Callable[[Handler], Action]:
         """Decorates a function as an action; see `Actions.action`."""
-        return self.actions.action(name, summary=summary, undo=undo)
+        return self.actions.action(
+            name,
+            summary=summary,
+            undo=undo,
+            params_schema=params_schema,
+            input_schemas=input_schemas,
+            optional_inputs=optional_inputs,
+            output_schema=output_schema,
+        )
 
     async def start(
         self,
@@ -99,7 +115,7 @@ class ActionServer:
         host and port, under which the SEC nodes reach it; by default the address it listens on or, when that is any, the one that faces
         the first SEC node. `tls` is for listening, `sec_tls` and `metadata` for the calls to the SEC nodes.
 
-        Raises `ValueError` for a bad address or actions without a declared undo, `StoreError`, `OSError` when it cannot listen,
+        Raises `ValueError` for a bad address or actions without a declared undo or that cannot be called as they are declared, `StoreError`, `OSError` when it cannot listen,
         `SagaError` for TLS files that cannot be read; nothing is left open then.
         """
         if self._server is not None:

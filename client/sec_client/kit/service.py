@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Never
@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 from sec_model import Payload
 from sec_model.codec import payload_to_proto
+from sec_model.schemas_codec import schemas_to_proto
 from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import action_server_pb2_grpc, common_pb2
 
@@ -25,10 +26,13 @@ from sec_client.kit.actions import Action, Actions, Handler
 from sec_client.kit.call import ActionFailed, Call, Unavailable
 from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, Stale
 from sec_client.kit.store import Store, StoreError
+from sec_client.kit.typed import BadInput, plain
 from sec_client.payloads import encode
 
 MAX_ERROR_CHARACTERS = 4000
 """Of an error's message: the contract keeps 8 KiB, and a status has to fit into HTTP/2 headers of that size."""
+BAD_INPUT_CODE = "bad_input"
+"""Code of the failure that a do answers when what it got is not what its handler's annotations say."""
 UNDONE_CODE = "undone"
 """Code of the failure that a do answers after its undo."""
 
@@ -116,7 +120,10 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
 
     def descriptions(self) -> list[pb.ActionDescription]:
         """The actions as the contract describes them."""
-        return [pb.ActionDescription(name=a.name, summary=a.summary) for a in self._actions.by_name.values()]
+        return [
+            pb.ActionDescription(name=a.name, summary=a.summary, schemas=schemas_to_proto(a.schemas[0]) if a.schemas[0] else None)
+            for a in self._actions
+        ]
 
     async def finish(self, grace_s: float) -> int:
         """Waits for the deliveries in hand, those without a caller too; answers how many had to be given up."""
@@ -194,7 +201,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
                         return Status(grpc.StatusCode.UNAVAILABLE, text)
                     case Repeat(entry):
                         return _repeated(entry, undo)
-                    case Run(output):
+                    case Run(output, first):
                         call = Call(
                             message,
                             store=self._store,
@@ -203,15 +210,17 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
                             remaining_s=remaining_s,
                             traceparent=traceparent,
                         )
-                        return await self._handle(action.undo_handler if undo else action.do, call, delivery, output)
+                        return await self._handle(action, call, delivery, output, first=first)
         except StoreError as e:
             self._logger.error("saga %s node %s: %s", about.saga_id, about.node, e)
             return Status(grpc.StatusCode.UNAVAILABLE, str(e))
 
-    async def _handle(self, handler: Handler | None, call: Call, delivery: Delivery, known_output: bytes | None) -> Answer:
+    async def _handle(self, action: Action, call: Call, delivery: Delivery, known_output: bytes | None, *, first: bool) -> Answer:
         ended = False
         try:
-            value = None if handler is None else await self._invoke(handler, call)
+            handler = action.undo_handler if delivery.undo else action.do
+            arguments = _arguments(action, call, delivery, first=first)
+            value = None if handler is None else await self._invoke(handler, call, arguments)
             output = b"" if delivery.undo else self._output(value)
             ended = True
             entry = Entry(Mark.UNDONE) if delivery.undo else Entry(Mark.DONE, output)
@@ -237,13 +246,12 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             call.log.exception("the handler raised, so the outcome is not known")
             return Status(grpc.StatusCode.INTERNAL, f"{type(e).__name__}: {e}"[:MAX_ERROR_CHARACTERS])
 
-    async def _invoke(self, handler: Handler, call: Call) -> Any:
-        function = handler.do if isinstance(handler, Action) else handler
+    async def _invoke(self, handler: Handler, call: Call, arguments: Mapping[str, Any]) -> Any:
         try:
-            if inspect.iscoroutinefunction(function):
-                return await function(call)
+            if inspect.iscoroutinefunction(handler):
+                return await handler(call, **arguments)
             context, loop = contextvars.copy_context(), asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, lambda: context.run(_call_plain, function, call))
+            return await loop.run_in_executor(self._threads, lambda: context.run(_call_plain, handler, call, arguments))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -251,15 +259,32 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             raise RuntimeError("something that the handler awaited was cancelled") from None
 
     def _output(self, value: Any) -> bytes:
-        payload: Payload = encode(value)
+        try:
+            payload = encode(value)
+        except TypeError:  # it has more than JSON has
+            payload = encode(plain(value))
         if len(payload.data) > self._max_output_bytes:
             raise ValueError(f"the output has {len(payload.data)} bytes; at most {self._max_output_bytes} are allowed")
         return payload_to_proto(payload).SerializeToString()
 
 
-def _call_plain(function: Callable[[Call], Any], call: Call) -> Any:
+def _arguments(action: Action, call: Call, delivery: Delivery, *, first: bool) -> dict[str, Any]:
+    """What the handler gets beside the call. Raises `ActionFailed` for what is not as annotated, where that is certain to have had no effect.
+
+    It is not when an earlier call with this key, perhaps to an older version of this server, may have had the effect, and never in an undo, where a
+    failure would say that the effect can never be taken back: both are unknown outcomes, which are called again, and heal when the server is mended.
+    """
     try:
-        return function(call)
+        return (action.undo_signature if delivery.undo else action.do_signature).arguments(call)
+    except BadInput as e:
+        if delivery.undo or not first:
+            raise
+        raise ActionFailed(str(e), code=BAD_INPUT_CODE) from e
+
+
+def _call_plain(function: Handler, call: Call, arguments: Mapping[str, Any]) -> Any:
+    try:
+        return function(call, **arguments)
     except (StopIteration, SystemExit) as e:  # must not reach the event loop, where they mean something else
         raise RuntimeError(f"the handler raised {type(e).__name__}") from e
 
