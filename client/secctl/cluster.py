@@ -4,6 +4,7 @@ import click
 from rich.text import Text
 
 from secctl import render, shapes
+from secctl.errors import BadInput
 from secctl.settings import Settings, common
 
 
@@ -67,3 +68,22 @@ def list_actions(settings: Settings) -> None:
     with settings.client() as client:
         found = client.actions()
     settings.show(render.actions(found), {"actions": [shapes.action(a) for a in found]})
+
+
+@action.command()
+@common
+@click.argument("name")
+def show(settings: Settings, name: str) -> None:
+    """Show what an action takes and answers, as JSON Schema, as far as its action servers describe it.
+
+    Where they describe it in different ways, as in a rolling update, each of them is shown.
+
+    \b
+    Example:
+      secctl action show book_hotel
+    """
+    with settings.client() as client:
+        found = next((a for a in client.actions() if a.name == name), None)
+    if found is None:
+        raise BadInput(f'No action server offers the action "{name}". "secctl action list" shows what is offered.')
+    settings.show(render.action(found), shapes.action(found))

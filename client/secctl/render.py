@@ -204,6 +204,21 @@ def actions(found: Sequence[OfferedAction]) -> Text:
     return table(("ACTION", "SERVER", "ADDRESS", "STATE", "KNOWN BY", "SUMMARY"), rows, "No action server offers any action.")
 
 
+def action(found: OfferedAction) -> Text:
+    """What an action takes and answers: a line for each part, with its schema."""
+    out = Text(f'action "{found.name}"{f": {clean(found.summary)}" if found.summary else ""}\n')
+    if not found.schemas:
+        out.append("Its servers do not describe what it takes and answers.\n")
+    for number, way in enumerate(found.schemas, 1):
+        if len(found.schemas) > 1:
+            out.append(f"description {number} of {len(found.schemas)}:\n", "bold")
+        parts = [("params", way.params)]
+        parts += [(f'{"optional " if n in way.optional_inputs else ""}input "{clean(n)}"', s) for n, s in way.inputs.items()]
+        for what, schema in [*parts, ("output", way.output)]:
+            out.append(f"{what}: ", "bold").append("anything\n" if schema is None else f"{clean(schema.text)}\n")
+    return out
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]], empty: str) -> Text:
     """Columns as wide as what is in them, never cut; cells are (text, style)."""
     rows = [[(clean(cell), style) for cell, style in row] for row in rows]

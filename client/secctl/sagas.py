@@ -7,16 +7,17 @@ from itertools import islice
 
 import click
 from rich.text import Text
-from sec_client import LogRecord, SagaCorrupt, SagaResult, SagaState
+from sec_client import DefinitionError, LogRecord, SagaCorrupt, SagaResult, SagaState
 from sec_client.errors import damaged_log
+from sec_model import check_definition, compile_graph
 
 from secctl import live, render, shapes
 from secctl.dot import dot
 from secctl.drawing import draw, drawing_format
-from secctl.errors import EXIT_CODES, exit_code_of_state
+from secctl.errors import EXIT_CODES, BadInput, exit_code_of_state
 from secctl.export import read_log, write_log
 from secctl.settings import Settings, common, connected
-from secctl.sources import load_params, load_saga, parse_labels
+from secctl.sources import load_params, load_saga, parse_labels, problems_text
 
 _STATES = [str(state) for state in SagaState if state is not SagaState.UNKNOWN]
 
@@ -74,6 +75,34 @@ def submit(
         if not settings.json:
             click.echo(submitted.saga_id)
         _finish(settings, client.wait(submitted.saga_id, timeout_s=timeout_s))
+
+
+@saga.command(epilog=EXIT_CODES)
+@common
+@click.argument("source", metavar="FILE|MODULE:OBJECT")
+@click.option("--params", metavar="JSON|@FILE", help="Check these params too; @- reads them from stdin.")
+def check(settings: Settings, source: str, params: str | None) -> None:
+    """Check a saga as the cluster would, without submitting it.
+
+    Its definition is checked first, and then what its nodes read, against what the actions want that are offered now, as far as the action servers
+    describe them.
+
+    \b
+    Example:
+      secctl saga check trip.yaml --params '{"guest": "Ada"}'
+    """
+    definition, value = load_saga(source), load_params(params)
+    with settings.client() as client:
+        found = client.actions()
+    try:
+        check_definition(definition, actions=found, params=value)
+    except DefinitionError as error:
+        raise BadInput(problems_text(f'"{source}" does not fit the actions that it calls', error.problems)) from None
+    offered = {a.name for a in found}
+    missing = sorted(compile_graph(definition).action_names() - offered)
+    for name in missing:
+        click.echo(f'warning: No action server offers the action "{name}" now, so it could not be checked.', err=True)
+    settings.show(Text(f'"{source}" is a valid saga.\n'), {"name": definition.name, "valid": True, "not_offered": missing})
 
 
 @saga.command()

@@ -1,8 +1,12 @@
 """The calls of the Coordinator service that are about the cluster: SEC nodes and action servers."""
 
+import asyncio
+
 import grpc
+from sec_model.schemas_codec import schemas_to_proto
 from sec_protos.v1 import coordinator_pb2 as pb
 from sec_protos.v1 import coordinator_pb2_grpc
+from sec_protos.v1.action_server_pb2 import ActionSchemas
 
 from sec.api import requests
 from sec.api.answering import Context, answered
@@ -56,6 +60,10 @@ class ClusterCalls(coordinator_pb2_grpc.CoordinatorServicer):
         self, request: pb.RegisterActionServerRequest, context: Context
     ) -> pb.RegisterActionServerResponse:
         requests.registration(request)
+        # What is registered like this already was checked then, and schemas take a while.
+        stored = self._node.registrations.items.get(self._node.keys.server(request.instance_id))
+        if stored is None or stored.value != request.SerializeToString(deterministic=True):
+            await asyncio.to_thread(requests.descriptions, request)
         await self._registry.register(request)
         return pb.RegisterActionServerResponse(ttl_s=self._registry.ttl_s)
 
@@ -68,14 +76,15 @@ class ClusterCalls(coordinator_pb2_grpc.CoordinatorServicer):
 
     @answered
     async def ListActions(self, request: pb.ListActionsRequest, context: Context) -> pb.ListActionsResponse:  # noqa: N802
-        offered: dict[str, pb.OfferedAction] = {}
+        listed: dict[str, pb.OfferedAction] = {}
+        ways: dict[tuple[str, bool], list[ActionSchemas]] = {}
         for endpoint, configured, registrations in self._node.directory.servers():
-            described = {name: action.summary for name, action in endpoint.actions.items()}
+            described = {name: (a.summary, schemas_to_proto(a.schemas)) for name, a in endpoint.actions.items()}
             for registration in registrations:
                 for action in registration.actions:
-                    described.setdefault(action.name, action.summary)
-            for name, summary in described.items():
-                entry = offered.setdefault(name, pb.OfferedAction(name=name, summary=summary))
+                    described.setdefault(action.name, (action.summary, action.schemas))
+            for name, (summary, schemas) in described.items():
+                entry = listed.setdefault(name, pb.OfferedAction(name=name, summary=summary))
                 status = pb.ActionServerStatus(
                     server_name=endpoint.server_name, address=endpoint.address, reachable=endpoint.up, configured=configured
                 )
@@ -83,4 +92,11 @@ class ClusterCalls(coordinator_pb2_grpc.CoordinatorServicer):
                     status.instance_id = registration.instance_id
                     status.server_name = status.server_name or registration.server_name
                 entry.servers.append(status)
-        return pb.ListActionsResponse(actions=[offered[name] for name in sorted(offered)])
+                known = ways.setdefault((name, endpoint.up), [])
+                if schemas not in known:
+                    known.append(schemas)
+        for name, entry in listed.items():
+            found = ways.get((name, True)) or ways[name, False]
+            if any(schemas.ByteSize() for schemas in found):
+                entry.schemas.extend(found)
+        return pb.ListActionsResponse(actions=[listed[name] for name in sorted(listed)])

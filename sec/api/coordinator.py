@@ -18,7 +18,8 @@ from sec_protos.v1 import coordinator_pb2 as pb
 from sec.api import requests
 from sec.api.answering import Context, answered, answered_stream, give_up_before
 from sec.api.cluster import ClusterCalls
-from sec.api.errors import ApiError, invalid
+from sec.api.errors import ApiError, does_not_fit, invalid
+from sec.api.fitting import FitChecks
 from sec.api.views import corrupt_view, node_errors, saga_view, sequenced, stored_summary
 from sec.api.waiting import RECHECK_S, SettledWatch
 from sec.codec import entries_from_bytes
@@ -29,7 +30,7 @@ from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
 from sec.node.node import SecNode
 from sec.node.owner import wall_clock_us
-from sec.store.errors import WrongState
+from sec.store.errors import SagaNotFound, WrongState
 from sec.store.keys import last_segment
 from sec.store.kv import Compacted, EventKind, Revision, prefix_end
 from sec.store.listing import ListFilter
@@ -47,6 +48,7 @@ class Coordinator(ClusterCalls):
     def __init__(self, node: SecNode) -> None:
         super().__init__(node)
         self._settled = SettledWatch(node.live, node.keys)
+        self._fit = FitChecks(node.directory)
 
     def stop_waiting(self) -> None:
         """Answers all who wait for a saga with what is known now: the node is about to stop."""
@@ -73,12 +75,23 @@ class Coordinator(ClusterCalls):
                 hint='Start the action servers ("secctl action list" shows what is offered), or submit without require_actions.',
                 retryable=True,
             )
+        problems = self._fit.problems(request.definition, graph, params)
+        # A saga that is there already is answered as it is, whatever has become of the descriptions of its actions.
+        if problems and not (request.saga_id and await self._exists(saga_id)):
+            raise does_not_fit(saga_id, problems)
         digest = await self._node.definitions.put(definition, graph)
         head = SagaHead(saga_id, secrets.token_hex(8), definition.name, digest, params, labels, wall_clock_us())
         submitted = await self._submit(head, graph, start=not request.start_later, give_up=give_up_before(context))
         if not submitted.created and not request.start_later:
             warnings = []
         return pb.SubmitSagaResponse(saga_id=saga_id, created=submitted.created, warnings=warnings)
+
+    async def _exists(self, saga_id: SagaId) -> bool:
+        try:
+            await self._node.sagas.load(saga_id)
+        except SagaNotFound:
+            return False
+        return True
 
     async def _submit(self, head: SagaHead, graph: Graph, *, start: bool, give_up: GiveUp) -> Submitted:
         try:

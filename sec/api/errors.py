@@ -50,6 +50,18 @@ def invalid(message: str, *, saga_id: str = "", code: str = "invalid_argument", 
     return ApiError(Code.INVALID_ARGUMENT, code, message, saga_id=saga_id, hint=hint)
 
 
+def does_not_fit(saga_id: str, problems: Sequence[str]) -> ApiError:
+    """What a saga reads is not what its actions want."""
+    return ApiError(
+        Code.INVALID_ARGUMENT,
+        "invalid_definition",
+        f'Saga "{saga_id}" does not fit the actions that it calls; {len(problems)} problem(s): {" ".join(problems)}',
+        saga_id=saga_id,
+        hint='Nothing was stored. "secctl action show NAME" prints what an action takes and answers.',
+        problems=problems,
+    )
+
+
 def to_api_error(error: Exception, saga_id: str = "") -> ApiError:
     """What a caller is told of an error."""
     text = str(error)

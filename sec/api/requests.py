@@ -8,6 +8,8 @@ from sec_model.commands import Command
 from sec_model.commands_codec import command_from_proto
 from sec_model.definition import ConstantNode, SubsagaNode
 from sec_model.graph import is_action_name, is_name, name_rule
+from sec_model.schemas import SchemaError
+from sec_model.schemas_codec import schemas_from_proto
 from sec_protos.v1 import common_pb2, coordinator_pb2, definition_pb2
 
 from sec.api.errors import ApiError, invalid
@@ -17,6 +19,8 @@ from sec.node.settings import Limits
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
 MAX_COMMAND_BYTES = 16 * 1024
+MAX_DESCRIPTION_BYTES = 1024 * 1024
+"""Of all actions of one server, with their schemas: etcd takes 1.5 MiB at once."""
 
 
 def saga_id(text: str) -> SagaId:
@@ -126,6 +130,23 @@ def registration(message: coordinator_pb2.RegisterActionServerRequest) -> None:
             raise invalid(f'Action server "{instance}" offers "{action.name[:200]}", which is not a valid name of an action.')
     if len(message.actions) > 1_000:
         raise invalid(f'Action server "{instance}" offers {len(message.actions)} actions; at most 1000 are allowed.')
+    size = sum(action.ByteSize() for action in message.actions)
+    if size > MAX_DESCRIPTION_BYTES:
+        raise invalid(
+            f'Action server "{instance}" describes its actions in {size} bytes; at most {MAX_DESCRIPTION_BYTES} are allowed.',
+            hint="Describe less of them by schemas, or offer them by several action servers.",
+        )
+
+
+def descriptions(message: coordinator_pb2.RegisterActionServerRequest) -> None:
+    """Raises `ApiError` for schemas of actions that cannot be used. Takes some milliseconds for each action that has some."""
+    for action in message.actions:
+        try:
+            schemas_from_proto(action.schemas)
+        except SchemaError as error:
+            raise invalid(
+                f'Action server "{message.instance_id}" describes the action "{action.name}" in a way that cannot be used. {error}'
+            ) from error
 
 
 def _bounded(payload: Payload, what: str, saga: str, limits: Limits) -> None:

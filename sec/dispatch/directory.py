@@ -7,11 +7,12 @@ gets calls while its connection is up and its health is SERVING; among several t
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 from google.protobuf.message import DecodeError
+from sec_model.schemas import ActionSchemas
 from sec_protos.v1 import coordinator_pb2
 
 from sec.dispatch.calls import Answer, Call, NotOffered
@@ -31,12 +32,17 @@ class _Server:
 
 
 class Directory:
-    """The action servers of a cluster, as one SEC node sees them. `offered` are the actions that can be called now."""
+    """The action servers of a cluster, as one SEC node sees them. `offered` are the actions that can be called now.
+
+    `schemas` has those of them that some server describes, each with every way in which it is described; a server that says nothing is one of
+    them. It is another mapping when anything of it has changed.
+    """
 
     def __init__(
         self, registrations: Mirror, configured: Iterable[str], credentials: grpc.ChannelCredentials | None, max_output_bytes: int
     ) -> None:
         self.offered: frozenset[str] = frozenset()
+        self.schemas: Mapping[str, tuple[ActionSchemas, ...]] = {}
         self._credentials = credentials
         self._max_output_bytes = max_output_bytes
         self._servers: dict[str, _Server] = {}
@@ -118,6 +124,9 @@ class Directory:
                 for action in server.endpoint.actions:
                     by_action.setdefault(action, []).append(server.endpoint)
         self._by_action = by_action
+        schemas = {name: ways for name, endpoints in by_action.items() if any(ways := _ways(name, endpoints))}
+        if schemas != self.schemas:
+            self.schemas = schemas
         offered = frozenset(by_action)
         if offered != self.offered:
             self.offered = offered
@@ -125,3 +134,12 @@ class Directory:
             changed.set_result(None)
             for listener in self._listeners:
                 listener()
+
+
+def _ways(action: str, endpoints: Sequence[Endpoint]) -> tuple[ActionSchemas, ...]:
+    """How these servers describe an action, each description once."""
+    found: list[ActionSchemas] = []
+    for endpoint in endpoints:
+        if (schemas := endpoint.actions[action].schemas) not in found:
+            found.append(schemas)
+    return tuple(found)

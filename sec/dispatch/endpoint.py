@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -11,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc
 
 from sec.dispatch.calls import Answer, Call, NotOffered, send
+from sec.dispatch.descriptions import Descriptions, OfferedAction
 
 HEALTH_SERVICE = "sec.v1.ActionServer"
 DESCRIBE_TIMEOUT_S = 5.0
@@ -34,14 +34,6 @@ _SERVING = (health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckRespon
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class OfferedAction:
-    """An action, as its server describes it."""
-
-    name: str
-    summary: str
-
-
 class Endpoint:
     """An action server at an address. `up` says that it can be called now; `actions` what it offered when it was last asked."""
 
@@ -53,6 +45,7 @@ class Endpoint:
         self.up = False
         self.actions: dict[str, OfferedAction] = {}
         self.in_flight = 0
+        self._descriptions = Descriptions(address)
         self._idle = asyncio.Event()
         self._idle.set()
         self._max_output_bytes = max_output_bytes
@@ -114,7 +107,7 @@ class Endpoint:
         stub = action_server_pb2_grpc.ActionServerStub(self._channel)
         answer = await stub.Describe(action_server_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
         self.server_name = answer.server_name
-        self.actions = {a.name: OfferedAction(a.name, a.summary) for a in answer.actions}
+        self.actions = await self._descriptions.read(answer.actions)
         self._ask_again.clear()
 
     async def _follow(self) -> None:

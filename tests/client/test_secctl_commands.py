@@ -15,7 +15,7 @@ from client_support import DEADLINE_S, FakeNode, refusal
 from rich.console import Console
 from sec_client import aio
 from sec_model.codec import definition_from_proto
-from sec_protos.v1 import common_pb2, coordinator_pb2, records_pb2
+from sec_protos.v1 import action_server_pb2, common_pb2, coordinator_pb2, records_pb2
 from secctl import live
 from secctl.__main__ import cli
 
@@ -303,3 +303,57 @@ def test_every_help_has_a_purpose_and_an_example(path: tuple[str, ...]) -> None:
     assert result.exit_code == 0
     assert f"secctl {' '.join(path)}" in result.output.split("Example", 1)[1]
     assert "--output" in result.output
+
+
+def describing(**schemas: Any) -> coordinator_pb2.ListActionsResponse:
+    """Two actions are offered, and one of them is described."""
+    hotel = coordinator_pb2.OfferedAction(
+        name="book_hotel", summary="Books", schemas=[action_server_pb2.ActionSchemas(**each) for each in schemas.values()]
+    )
+    return coordinator_pb2.ListActionsResponse(actions=[hotel, coordinator_pb2.OfferedAction(name="book_flight")])
+
+
+async def test_show_what_an_action_takes_and_answers(node: FakeNode) -> None:
+    ways = {
+        "old": {"params": '{"type": "object"}', "inputs": {"a": "true", "b": '{"type": "null"}'}, "optional_inputs": ["b"]},
+        "new": {"output": '{"type": "string"}'},
+    }
+    node.answers["ListActions"] = lambda m: describing(**ways)
+    text = (await run(node, "action", "show", "book_hotel")).output
+    assert text.splitlines()[:2] == ['action "book_hotel": Books', "description 1 of 2:"]
+    assert 'params: {"type": "object"}' in text
+    assert 'optional input "b": {"type": "null"}' in text
+    assert text.endswith('params: anything\noutput: {"type": "string"}\n')
+    shape = json.loads((await run(node, "action", "show", "book_hotel", "--output", "json")).output)
+    assert shape["schemas"][0] == {
+        "params": {"type": "object"},
+        "inputs": {"a": True, "b": {"type": "null"}},
+        "optional_inputs": ["b"],
+        "output": None,
+    }
+    listed = json.loads((await run(node, "action", "list", "--output", "json")).output)
+    assert listed["actions"][0] == shape
+    silent = await run(node, "action", "show", "book_flight")
+    assert "Its servers do not describe what it takes and answers." in silent.output
+    missing = await run(node, "action", "show", "book_car")
+    assert (missing.exit_code, missing.stderr) == (
+        2,
+        'error: No action server offers the action "book_car". "secctl action list" shows what is offered.\n',
+    )
+
+
+async def test_check_a_saga_without_submitting_it(node: FakeNode) -> None:
+    node.answers["ListActions"] = lambda m: describing(only={"params": '{"type": "object", "required": ["guest"]}'})
+    fits = await run(node, "saga", "check", "trip.yaml", "--params", '{"guest": "Ada"}')
+    assert (fits.exit_code, fits.output) == (0, '"trip.yaml" is a valid saga.\n')
+    wrong = await run(node, "saga", "check", "trip.yaml", "--params", "{}")
+    assert (wrong.exit_code, wrong.stderr) == (
+        2,
+        'error: "trip.yaml" does not fit the actions that it calls: The params of the saga are not what action "book_hotel" of node "hotel" '
+        "wants: wrong at $: 'guest' is a required property.\n",
+    )
+    node.answers["ListActions"] = lambda m: coordinator_pb2.ListActionsResponse()
+    unknown = await run(node, "saga", "check", "secctl_trips:trip", "--output", "json")
+    assert json.loads(unknown.stdout) == {"name": "trip", "valid": True, "not_offered": ["book_hotel"]}
+    assert unknown.stderr == 'warning: No action server offers the action "book_hotel" now, so it could not be checked.\n'
+    assert node.count("SubmitSaga") == 0

@@ -1,0 +1,52 @@
+"""Whether sagas that are submitted fit the actions that they call, as far as the action servers describe these."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sec_model import Graph, Payload
+from sec_model.codec import definition_hash
+from sec_model.edges import EdgeCheck, check_edges, params_problems
+from sec_model.schemas import ActionSchemas, Budget
+from sec_protos.v1 import definition_pb2
+
+from sec.dispatch.directory import Directory
+
+MAX_STEPS = 10_000
+"""Of one check, on the event loop: tens of milliseconds at most, whatever the schemas are."""
+MAX_CACHED = 1_000
+"""Definitions whose check is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    schemas: Mapping[str, tuple[ActionSchemas, ...]]
+    check: EdgeCheck
+
+
+class FitChecks:
+    """Checks submits. A definition is checked once for as long as the descriptions of actions stay as they are; params each time."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+
+    def problems(self, definition: definition_pb2.SagaDefinition, graph: Graph, params: Payload) -> list[str]:
+        """What does not fit, as whole sentences. What nobody describes fits."""
+        schemas = self._directory.schemas
+        if not schemas or graph.action_names().isdisjoint(schemas):
+            return []
+        check = self._check(definition, graph, schemas)
+        return [*check.problems, *params_problems(check.readers, schemas, params, Budget(MAX_STEPS))]
+
+    def _check(
+        self, definition: definition_pb2.SagaDefinition, graph: Graph, schemas: Mapping[str, tuple[ActionSchemas, ...]]
+    ) -> EdgeCheck:
+        digest = definition_hash(definition.SerializeToString(deterministic=True))
+        kept = self._kept.get(digest)
+        if kept is None or kept.schemas is not schemas:
+            kept = self._kept[digest] = _Kept(schemas, check_edges(graph, schemas, Budget(MAX_STEPS)))
+            if len(self._kept) > MAX_CACHED:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(digest)
+        return kept.check
