@@ -1,7 +1,7 @@
 """Errors as gRPC statuses: the one place where they are mapped. Every status carries an `ErrorDetail` of the contract."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from typing import NoReturn
 
 import grpc
@@ -19,6 +19,11 @@ from sec.store.kv import Indeterminate, KvError, KvRefused
 _log = logging.getLogger(__name__)
 
 Code = grpc.StatusCode
+
+MAX_MESSAGE_BYTES = 800
+MAX_PROBLEMS_BYTES = 2_600
+"""A status travels in HTTP/2 headers, of which gRPC takes 8 KiB: the message twice (one of them with three characters for each byte that is not
+ASCII), and what is in the details by a third longer."""
 
 
 class ApiError(Exception):
@@ -129,8 +134,31 @@ def to_api_error(error: Exception, saga_id: str = "") -> ApiError:
 async def abort(context: grpc.aio.ServicerContext[object, object], error: ApiError, sec_node: str) -> NoReturn:
     """Ends a call with an error's status and detail."""
     error.detail.sec_node = sec_node
+    _shorten(error.detail.problems)
     packed = any_pb2.Any()
     packed.Pack(error.detail)
-    status = rpc_status.to_status(status_pb2.Status(code=error.status.value[0], message=error.message, details=[packed]))
+    message = _clipped(error.message, MAX_MESSAGE_BYTES)
+    status = rpc_status.to_status(status_pb2.Status(code=error.status.value[0], message=message, details=[packed]))
     await context.abort(status.code, status.details, status.trailing_metadata)
     raise AssertionError("abort raises")
+
+
+def _shorten(problems: MutableSequence[str]) -> None:
+    """Leaves as many problems as there is room for, the first at any rate, and says how many there were more."""
+    room, kept = MAX_PROBLEMS_BYTES, 0
+    for problem in problems:
+        room -= len(problem.encode()) + 3
+        if room < 0:
+            break
+        kept += 1
+    if kept < len(problems):
+        kept = max(kept, 1)
+        left = len(problems) - kept
+        problems[:] = [_clipped(p, MAX_PROBLEMS_BYTES) for p in problems[:kept]] + (
+            [f"There are {left} more problems."] if left else []
+        )
+
+
+def _clipped(text: str, size: int) -> str:
+    data = text.encode()
+    return text if len(data) <= size else data[: size - 3].decode(errors="ignore") + "…"

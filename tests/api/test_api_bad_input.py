@@ -288,3 +288,20 @@ async def test_while_the_store_is_away_calls_say_so_and_the_node_comes_back_by_i
     member.kv.partition(False)
     await until(lambda: member.node.serving)
     assert (await desk.client.run(chain("a"), saga_id="s1", timeout_s=20)).state is SagaState.DONE
+
+
+async def test_more_problems_than_a_status_has_room_for_are_counted(desk: Desk) -> None:
+    nodes = [step(f"no name {number} {'ü' * 40}") for number in range(90)]
+    refusal = await desk.refusal("SubmitSaga", pb.SubmitSagaRequest(saga_id="s1", definition=saga(*nodes)))
+    assert refusal.status is Code.INVALID_ARGUMENT
+    assert refusal.message.endswith("…")
+    problems = refusal.detail.problems
+    assert len(problems) > 5
+    assert all("no name" in problem for problem in problems[:-1])
+    assert problems[-1] == f"There are {91 - len(problems) + 1} more problems."
+
+
+async def test_a_problem_that_is_longer_than_a_status_is_cut(desk: Desk) -> None:
+    refusal = await desk.refusal("SubmitSaga", pb.SubmitSagaRequest(saga_id="s1", definition=saga(step("ü" * 5000))))
+    assert refusal.status is Code.INVALID_ARGUMENT
+    assert refusal.detail.problems[0].endswith("…")
