@@ -66,20 +66,20 @@ async def create_instance(call: Call) -> str:
 
 
 @server.action(undo=takes_back("ips"))
-async def allocate_ip(call: Call) -> str:
+async def allocate_ip(call: Call, instance_id: str) -> str:
     """Takes the lowest free address."""
     db = await opened(call)
     taken = {row[0] for row in db.execute("SELECT ip FROM ips")}
     ip = next(ip for n in range(1, 2**16 - 1) if (ip := f"10.0.{n >> 8}.{n & 255}") not in taken)
-    create(call, db, "ips", ip=ip, instance=call.inputs["instance_id"])
+    create(call, db, "ips", ip=ip, instance=instance_id)
     return ip
 
 
 @server.action(undo=takes_back("volumes"))
-async def create_volume(call: Call) -> str:
+async def create_volume(call: Call, instance_id: str) -> str:
     """Makes a volume; answers its id."""
     db, volume = await opened(call), drawn(call, "vol")
-    create(call, db, "volumes", volume=volume, instance=call.inputs["instance_id"])
+    create(call, db, "volumes", volume=volume, instance=instance_id)
     return volume
 
 
@@ -95,32 +95,32 @@ async def choose_server(call: Call) -> str:
 
 
 @server.action(undo=takes_back("reservations"))
-async def reserve_server(call: Call) -> str:
+async def reserve_server(call: Call, server_id: str) -> str:
     """Reserves room for an instance on the chosen server."""
     db = await opened(call)
-    create(call, db, "reservations", server=call.inputs["server_id"])
-    return str(call.inputs["server_id"])
+    create(call, db, "reservations", server=server_id)
+    return server_id
 
 
 @server.action(undo=takes_back("configurations"))
-async def configure_instance(call: Call) -> None:
+async def configure_instance(call: Call, instance_id: str, instance_ip: str, server_alloc: str) -> None:
     """Tells the instance its address and its server."""
-    db, inputs = await opened(call), call.inputs
-    create(call, db, "configurations", instance=inputs["instance_id"], ip=inputs["instance_ip"], server=inputs["server_alloc"])
+    db = await opened(call)
+    create(call, db, "configurations", instance=instance_id, ip=instance_ip, server=server_alloc)
 
 
 @server.action(undo=takes_back("attachments"))
-async def attach_volume(call: Call) -> None:
+async def attach_volume(call: Call, volume_id: str, instance_id: str) -> None:
     """Attaches the volume to the instance."""
     db = await opened(call)
-    create(call, db, "attachments", volume=call.inputs["volume_id"], instance=call.inputs["instance_id"])
+    create(call, db, "attachments", volume=volume_id, instance=instance_id)
 
 
 @server.action(undo=takes_back("boots"))
-async def boot_instance(call: Call) -> None:
+async def boot_instance(call: Call, instance_id: str, server_alloc: str) -> None:
     """Boots the instance."""
     db = await opened(call)
-    create(call, db, "boots", instance=call.inputs["instance_id"], server=call.inputs["server_alloc"])
+    create(call, db, "boots", instance=instance_id, server=server_alloc)
 
 
 @server.action(undo=takes_back("printouts"))
