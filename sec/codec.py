@@ -1,15 +1,17 @@
 """Records of the core as messages of the contract, and back. A kind of record that this version does not know is an error."""
 
-from sec_model.codec import payload_from_proto, payload_to_proto
+from sec_model.codec import deadline_from_proto, deadline_to_proto, payload_from_proto, payload_to_proto
 from sec_model.commands_codec import PHASE_FROM_PROTO, PHASE_TO_PROTO, command_from_proto, command_to_proto
 from sec_protos.v1 import common_pb2, records_pb2
 
 from sec.core.errors import CorruptLog
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
     Created,
+    DeadlinePassed,
     Done,
     Epoch,
     Failed,
@@ -51,14 +53,15 @@ def record_to_proto(record: Record) -> records_pb2.Record:
     """The message of a record."""
     r = records_pb2
     match record:
-        case Created(uid, definition_hash):
-            return r.Record(created=r.Created(uid=uid, definition_hash=definition_hash))
-        case StartRequested():
-            return r.Record(start_requested=r.StartRequested())
+        case Created(uid, definition_hash, deadline):
+            created = r.Created(uid=uid, definition_hash=definition_hash, deadline=deadline_to_proto(deadline))
+            return r.Record(created=created)
+        case StartRequested(due_us):
+            return r.Record(start_requested=r.StartRequested(due_us=due_us))
         case OwnerChanged(epoch, sec_node):
             return r.Record(owner_changed=r.OwnerChanged(epoch=epoch, sec_node=sec_node))
-        case Started(node):
-            return r.Record(started=r.Started(node=node))
+        case Started(node, due_us):
+            return r.Record(started=r.Started(node=node, due_us=due_us))
         case Succeeded(node, output):
             return r.Record(succeeded=r.Succeeded(node=node, output=payload_to_proto(output)))
         case Failed(node, error):
@@ -68,6 +71,10 @@ def record_to_proto(record: Record) -> records_pb2.Record:
                 attempt_unknown=r.AttemptUnknown(
                     node=node, phase=PHASE_TO_PROTO[phase], attempt=attempt, error=fault_to_proto(error), spent_s=spent_s
                 )
+            )
+        case AttemptFailed(node, attempt, error, spent_s):
+            return r.Record(
+                attempt_failed=r.AttemptFailed(node=node, attempt=attempt, error=fault_to_proto(error), spent_s=spent_s)
             )
         case OutcomeUnknown(node, error):
             return r.Record(outcome_unknown=r.OutcomeUnknown(node=node, error=fault_to_proto(error)))
@@ -84,6 +91,8 @@ def record_to_proto(record: Record) -> records_pb2.Record:
             return r.Record(commanded=r.Commanded(command_id=command_id, by=by, command=message, refused=refused))
         case BreakpointHit(node, after):
             return r.Record(breakpoint_hit=r.BreakpointHit(node=node, after=after))
+        case DeadlinePassed(node):
+            return r.Record(deadline_passed=r.DeadlinePassed(node=node))
         case Done(outcome):
             return r.Record(done=r.Done(outcome=_OUTCOME_TO_PROTO[outcome]))
 
@@ -96,13 +105,13 @@ def record_from_proto(message: records_pb2.Record) -> Record:
     body = getattr(message, kind)
     match kind:
         case "created":
-            return Created(body.uid, body.definition_hash)
+            return _created(body)
         case "start_requested":
-            return StartRequested()
+            return StartRequested(body.due_us)
         case "owner_changed":
             return OwnerChanged(Epoch(body.epoch), SecNodeName(body.sec_node))
         case "started":
-            return Started(NodePath(body.node))
+            return Started(NodePath(body.node), body.due_us)
         case "succeeded":
             return Succeeded(NodePath(body.node), payload_from_proto(body.output))
         case "failed":
@@ -112,6 +121,8 @@ def record_from_proto(message: records_pb2.Record) -> Record:
                 raise CorruptLog(f'A record of node "{body.node}" has the unknown phase {body.phase}.')
             phase = PHASE_FROM_PROTO[body.phase]
             return AttemptUnknown(NodePath(body.node), phase, body.attempt, fault_from_proto(body.error), body.spent_s)
+        case "attempt_failed":
+            return AttemptFailed(NodePath(body.node), body.attempt, fault_from_proto(body.error), body.spent_s)
         case "outcome_unknown":
             return OutcomeUnknown(NodePath(body.node), fault_from_proto(body.error))
         case "undo_started":
@@ -130,12 +141,23 @@ def record_from_proto(message: records_pb2.Record) -> Record:
             return Commanded(body.command_id, body.by, command, body.refused)
         case "breakpoint_hit":
             return BreakpointHit(NodePath(body.node), body.after)
+        case "deadline_passed":
+            return DeadlinePassed(NodePath(body.node))
         case "done":
             if body.outcome not in _OUTCOME_FROM_PROTO:
                 raise CorruptLog(f"The last record has the unknown outcome {body.outcome}.")
             return Done(_OUTCOME_FROM_PROTO[body.outcome])
         case _:
             raise CorruptLog(f'A record is of the kind "{kind}", which this version cannot read.')
+
+
+def _created(body: records_pb2.Created) -> Created:
+    if not body.HasField("deadline"):
+        return Created(body.uid, body.definition_hash)
+    try:
+        return Created(body.uid, body.definition_hash, deadline_from_proto(body.deadline))
+    except ValueError as error:
+        raise CorruptLog(f"The first record cannot be read: {error}") from error
 
 
 def batch_to_bytes(epoch: Epoch, writer: SecNodeName, time_us: int, records: tuple[Record, ...]) -> bytes:

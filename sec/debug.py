@@ -11,8 +11,9 @@ from typing import Any, assert_never
 
 from google.protobuf.json_format import ParseDict, ParseError
 from sec_client import decode
-from sec_model import Definition, Graph, Payload, compile_graph
+from sec_model import Definition, Graph, OnDeadline, Payload, compile_graph
 from sec_model.codec import definition_bytes, definition_from_proto, definition_hash, payload_from_proto
+from sec_model.graph import NodeKind
 from sec_protos.v1 import common_pb2, coordinator_pb2, definition_pb2
 from secctl import render
 
@@ -110,11 +111,12 @@ def recover(log: ExportedLog, definition: Definition | None = None) -> Recovered
     return Recovered(log, state, log.problem)
 
 
-def what_next(state: SagaState) -> Ready | None:
-    """What an SEC node would write and do that takes the saga over as it stands. None: it is not taken over, for it has not started or has ended."""
+def what_next(state: SagaState, now_us: int = 0) -> Ready | None:
+    """What an SEC node would write and do that takes the saga over as it stands, at that instant. None: it is not taken over, for it has not
+    started or has ended."""
     if state.course in (Course.NONEXISTENT, Course.CREATED) or state.course.ended:
         return None
-    return decide(state, [TakenOver(Epoch(state.epoch + 1), NEXT_OWNER)])
+    return decide(state, [TakenOver(Epoch(state.epoch + 1), NEXT_OWNER)], now_us=now_us)
 
 
 def report(recovered: Recovered) -> str:
@@ -140,7 +142,7 @@ def _report(recovered: Recovered) -> Iterator[str]:
             yield f"  {_line(log.entries[len(folded)])}"
         yield "An SEC node that reads this log leaves the saga alone, as corrupt."
         return
-    yield from _section("what would happen next", _next(state))
+    yield from _section("what would happen next", _next(recovered))
 
 
 def _tree(recovered: Recovered) -> Iterator[str]:
@@ -182,8 +184,10 @@ def _mishaps(state: SagaState) -> Iterator[str]:
         yield f"record {mishap.sequence}, {undo}{where}: {render.clean(mishap.error.message)}{code}"
 
 
-def _next(state: SagaState) -> Iterator[str]:
-    ready = what_next(state)
+def _next(recovered: Recovered) -> Iterator[str]:
+    """As of the last record, so that a file says the same at any time."""
+    state, folded = recovered.state, recovered.folded
+    ready = what_next(state, folded[-1].time_us if folded else 0)
     if ready is None:
         yield "nothing: the saga has ended" if state.course.ended else "nothing, until the saga is started"
         return
@@ -194,6 +198,32 @@ def _next(state: SagaState) -> Iterator[str]:
     yield f"and then {'it does' if ready.effects else 'waits: nothing is dispatched'}"
     for effect in ready.effects:
         yield f"  {_effect(state, effect)}"
+    with state.rehearsal():
+        for record in ready.records:
+            state.apply(record)
+        yield from _waits(state)
+
+
+def _waits(state: SagaState) -> Iterator[str]:
+    """What a saga waits for besides its calls: signals, and what the clock brings."""
+    nodes = state.graph.nodes
+    signals = [nodes[index].path for index in sorted(state.waiting) if nodes[index].kind is NodeKind.SIGNAL]
+    if signals or state.dues:
+        yield "and it waits for"
+    for path in signals:
+        yield f'  the signal of node "{path}"'
+    for path, due in sorted(state.dues.items(), key=lambda item: item[1].us):
+        when, of = render.instant(decode.time_of(due.us)), f'node "{path}"' if path else "the saga"
+        match due.then:
+            case None:
+                yield f'  the time of node "{path}", {when}'
+            case OnDeadline.PAUSE:
+                yield f"  the deadline of {of}, {when}: then the saga is paused"
+            case OnDeadline.FAIL:
+                goes_on = "" if state.point_passed is None else ", unless it is past its point of no return, as it is now"
+                yield f"  the deadline of {of}, {when}: then the saga unwinds{goes_on}"
+            case _:
+                assert_never(due.then)
 
 
 def _effect(state: SagaState, effect: Effect) -> str:

@@ -21,7 +21,7 @@ from sec.api.server import ApiServer, TlsFiles
 from sec.core.records import SecNodeName
 from sec.node.node import SecNode
 from sec.node.settings import Settings
-from sec.store.kv import Put, Txn
+from sec.store.kv import Get, Put, Txn, prefix_end
 from sec.store.memory import MemoryEtcd, MemoryKv
 
 FAST = RetryPolicy(max_attempts=3, initial_backoff_s=0.01, max_backoff_s=0.02, attempt_timeout_s=10)
@@ -32,12 +32,13 @@ class World:
     """What the action servers of a test do: each node of a saga behaves as scripted, and every handler's run is noted.
 
     `do` and `undo` hold, by node, outcomes that are used up one after the other: "fail", "unknown", "hold" (until `gate` is set), "hold fail", anything
-    else succeeds. `ran` lists (phase, node, epoch) in order; `effects` counts what is in the world by (saga, node).
+    else succeeds. `ran` lists (phase, node, epoch) in order, `calls` the calls; `effects` counts what is in the world by (saga, node).
     """
 
     do: dict[str, list[str]] = field(default_factory=dict)
     undo: dict[str, list[str]] = field(default_factory=dict)
     ran: list[tuple[str, str, int]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     effects: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     served_by: list[str] = field(default_factory=list)
@@ -62,6 +63,7 @@ class World:
 
     async def _play(self, phase: str, script: dict[str, list[str]], call: Call) -> None:
         self.ran.append((phase, call.node, call.epoch))
+        self.calls.append(call)
         outcomes = script.get(call.node, [])
         match outcomes.pop(0) if outcomes else "":
             case "fail":
@@ -153,6 +155,10 @@ class Cluster:
     def etcd_put(self, key: bytes, value: bytes) -> None:
         """Writes to the store behind everybody's back."""
         self.etcd.txn(Txn(then=[Put(key, value)]))
+
+    def etcd_keys(self, prefix: bytes) -> set[bytes]:
+        """What keys the store has under a prefix."""
+        return {item.key for item in self.etcd.get(Get(prefix, prefix_end(prefix))).items}
 
     def owner_of(self, saga_id: str) -> Member | None:
         """The node that drives a saga now."""

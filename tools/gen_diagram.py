@@ -23,7 +23,11 @@ def record_name(record: type) -> str:
 def node_diagram() -> str:
     """The marks of a node and the records that lead from one to the next, as a mermaid diagram."""
     lines = ["```mermaid", "stateDiagram-v2", "    direction LR", f"    [*] --> {Mark.NEVER_STARTED.value}"]
-    lines += [f"    {mark.value} --> {target.value}: {record_name(record)}" for (mark, record), target in NODE_TRANSITIONS.items()]
+    arrows: dict[tuple[Mark, Mark], list[str]] = {}
+    for (mark, record), target in NODE_TRANSITIONS.items():
+        arrows.setdefault((mark, target), []).append(record_name(record))
+    lines += [f"    {mark.value} --> {target.value}: {', '.join(records)}" for (mark, target), records in arrows.items()]
+    lines.append(f"    {Mark.STARTED.value} --> {Mark.GIVEN_UP.value}: no record, the saga begins to unwind")
     lines += [f"    {mark.value} --> [*]" for mark in Mark if mark in SETTLED]
     return "\n".join([*lines, "```"])
 

@@ -3,7 +3,22 @@
 The asyncio client is `sec_client.aio.Client`; the kit for action servers is `sec_client.kit`.
 """
 
-from sec_model import Definition, DefinitionError, Payload, RetryPolicy, Saga, action, check_definition, constant, subsaga
+from sec_model import (
+    Deadline,
+    Definition,
+    DefinitionError,
+    OnDeadline,
+    Payload,
+    RetryPolicy,
+    Saga,
+    UndoPolicy,
+    action,
+    check_definition,
+    constant,
+    signal,
+    subsaga,
+    timer,
+)
 
 from sec_client import aio
 from sec_client.errors import (
@@ -53,6 +68,7 @@ __all__ = [
     "ActionServerView",
     "Client",
     "ClusterUnavailable",
+    "Deadline",
     "Definition",
     "DefinitionError",
     "InvalidArgument",
@@ -64,6 +80,7 @@ __all__ = [
     "NodeState",
     "NodeView",
     "OfferedAction",
+    "OnDeadline",
     "OutcomeIndeterminate",
     "PageExpired",
     "Payload",
@@ -88,6 +105,7 @@ __all__ = [
     "SubmitResult",
     "Tls",
     "TooLarge",
+    "UndoPolicy",
     "WaitTimeout",
     "WrongState",
     "action",
@@ -95,5 +113,7 @@ __all__ = [
     "check_definition",
     "constant",
     "new_saga_id",
+    "signal",
     "subsaga",
+    "timer",
 ]

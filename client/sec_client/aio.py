@@ -15,9 +15,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc.aio
-from sec_model import Definition, DefinitionError, Payload, Saga, compile_graph
-from sec_model.codec import definition_to_proto, payload_to_proto
-from sec_model.commands import Command
+from sec_model import Deadline, Definition, DefinitionError, Payload, Saga, compile_graph
+from sec_model.builder import Seconds, deadline_of
+from sec_model.codec import deadline_to_proto, definition_to_proto, payload_to_proto
+from sec_model.commands import Command, NodePath, Signal
 from sec_model.commands_codec import command_to_proto
 from sec_protos.v1 import coordinator_pb2 as pb
 
@@ -80,12 +81,14 @@ class Client:
         labels: Mapping[str, str] | None = None,
         start: bool = True,
         require_actions: bool = False,
+        deadline: Seconds | Deadline | None = None,
     ) -> SubmitResult:
         """Stores a saga and, unless `start` is false, starts it. Returns when that is durable.
 
         Without a `saga_id` one is drawn here, so that the call can be repeated without making a second saga. The same id with the same
         content answers the existing saga. `params` is a JSON value, bytes or a `Payload`. With `require_actions` an action that no
-        action server offers now is an error and not a warning. Raises `InvalidDefinition`, `SagaExists`, `ActionNotOffered`, `TooLarge`.
+        action server offers now is an error and not a warning. A saga that has not ended when its `deadline` (seconds or a time from its start)
+        has passed unwinds, or, if the `Deadline` says so, is paused. Raises `InvalidDefinition`, `SagaExists`, `ActionNotOffered`, `TooLarge`, `InvalidArgument`.
         """
         saga_id = saga_id or new_saga_id()
         message = pb.SubmitSagaRequest(
@@ -95,6 +98,7 @@ class Client:
             labels=dict(labels or {}),
             start_later=not start,
             require_actions=require_actions,
+            deadline=deadline_to_proto(deadline_of(deadline)),
         )
         answer = await self._cluster.call(lambda stub: stub.SubmitSaga, message, saga_id=saga_id)
         return SubmitResult(answer.saga_id or saga_id, answer.created, tuple(answer.warnings))
@@ -119,10 +123,18 @@ class Client:
         await self._cluster.call(lambda stub: stub.CommandSaga, message, saga_id=saga_id)
         return command_id
 
+    async def signal(self, saga_id: str, node: str, value: Any = None, *, by: str = "", command_id: str | None = None) -> str:
+        """Sends the event that a signal node, named by its full path, waits for: a JSON value, bytes or a `Payload`, which becomes its output.
+
+        A command, as of `command`. A node takes one signal, be it reached or not: `WrongState` is raised for a second one.
+        """
+        return await self.command(saga_id, Signal(NodePath(node), encode(value)), by=by, command_id=command_id)
+
     async def taken_up(self, saga_id: str, command_id: str, *, timeout_s: float = 10.0) -> LogRecord:
         """Waits until the owner of a saga has taken up a command, and answers the record that says so.
 
-        Raises `WrongState` when the owner refused it, and `WaitTimeout` when it was not taken up in time: it will be, unless the saga ends first.
+        Raises `WrongState` when the owner refused it, and `WaitTimeout` when it was not taken up in time: it will be, unless the saga ends
+        first. A saga that was not started takes up its commands when it is.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -263,10 +275,13 @@ class Client:
         saga_id: str | None = None,
         labels: Mapping[str, str] | None = None,
         require_actions: bool = False,
+        deadline: Seconds | Deadline | None = None,
         timeout_s: float | None = None,
     ) -> SagaResult:
         """Submits a saga and waits for it. `.result()` of what it returns is the output, or raises. Raises as `submit` and `wait` do."""
-        submitted = await self.submit(definition, params=params, saga_id=saga_id, labels=labels, require_actions=require_actions)
+        submitted = await self.submit(
+            definition, params=params, saga_id=saga_id, labels=labels, require_actions=require_actions, deadline=deadline
+        )
         return await self.wait(submitted.saga_id, timeout_s=timeout_s)
 
     async def log(self, saga_id: str, from_sequence: int = 1) -> AsyncIterator[LogRecord]:

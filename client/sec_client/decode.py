@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.message import Message
-from sec_model.codec import payload_from_proto
+from sec_model.codec import ON_DEADLINE_FROM_PROTO, payload_from_proto
 from sec_model.schemas import ActionSchemas, SchemaError
 from sec_model.schemas_codec import schemas_from_proto
 from sec_protos.v1 import action_server_pb2, common_pb2, coordinator_pb2, records_pb2
@@ -37,6 +37,7 @@ _NODE_STATES: Mapping[int, NodeState] = {
     for name, number in coordinator_pb2.NodeState.items()
     if number != 0
 }
+_CONSEQUENCES: Mapping[int, str] = {number: then.value for number, then in ON_DEADLINE_FROM_PROTO.items()}
 _OUTCOMES: Mapping[int, str] = {records_pb2.OUTCOME_DONE: "done", records_pb2.OUTCOME_UNDONE: "undone"}
 SAGA_STATE_NUMBERS: Mapping[SagaState, coordinator_pb2.SagaState.ValueType] = {
     state: coordinator_pb2.SagaState.Value(f"SAGA_STATE_{state.name}") for state in SagaState if state is not SagaState.UNKNOWN
@@ -98,6 +99,7 @@ def node(message: coordinator_pb2.NodeStatus) -> NodeView:
         output=payload_from_proto(message.output) if message.HasField("output") else None,
         subsaga=message.subsaga,
         rank=message.rank,
+        due=time_of(message.due_us),
     )
 
 
@@ -112,6 +114,7 @@ def saga(message: coordinator_pb2.Saga) -> SagaView:
         errors=tuple(node_error(e) for e in message.errors),
         next_sequence=message.next_sequence,
         epoch=message.epoch,
+        due=time_of(message.due_us),
     )
 
 
@@ -132,26 +135,9 @@ _UNDO_KINDS = ("undo_started", "undo_finished", "undo_failed", "undo_skipped")
 
 def record(message: coordinator_pb2.SequencedRecord, state: SagaState | None = None) -> LogRecord:
     kind = message.record.WhichOneof("kind") or "unknown"
-    fields: dict[str, Any] = {}
-    failure: common_pb2.Error | None = None
-    path, phase = "", Phase.UNDO if kind in _UNDO_KINDS else Phase.DO
-    if kind != "unknown":
-        body: Message = getattr(message.record, kind)
-        for descriptor, value in body.ListFields():
-            match descriptor.name, value:
-                case "node", str():
-                    path = value
-                case "phase", int():
-                    phase = _PHASES.get(value, Phase.UNKNOWN)
-                    fields["phase"] = str(phase)
-                case "outcome", int():
-                    fields["outcome"] = _OUTCOMES.get(value, "unknown")
-                case _, common_pb2.Error():
-                    failure = value
-                case _, common_pb2.Payload():
-                    fields[descriptor.name] = payload_from_proto(value)
-                case _:
-                    fields[descriptor.name] = value
+    fields = {} if kind == "unknown" else _fields(getattr(message.record, kind))
+    path, failure = fields.pop("node", ""), fields.pop("error", None)
+    phase = fields.get("phase", Phase.UNDO if kind in _UNDO_KINDS else Phase.DO)
     time = time_of(message.time_us)
     return LogRecord(
         sequence=message.sequence,
@@ -164,6 +150,28 @@ def record(message: coordinator_pb2.SequencedRecord, state: SagaState | None = N
         fields=fields,
         saga_state=state,
     )
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    """What a message says, by the contract's names. See `LogRecord`."""
+    found: dict[str, Any] = {}
+    for descriptor, value in message.ListFields():
+        match descriptor.name, value:
+            case "phase", int():
+                found["phase"] = _PHASES.get(value, Phase.UNKNOWN)
+            case "outcome", int():
+                found["outcome"] = _OUTCOMES.get(value, "unknown")
+            case "then", int():
+                found["then"] = _CONSEQUENCES.get(value, "unknown")
+            case name, int() if name.endswith("_us"):
+                found[name.removesuffix("_us")] = time_of(value)
+            case name, common_pb2.Payload():
+                found[name] = payload_from_proto(value)
+            case name, Message() if not isinstance(value, common_pb2.Error):
+                found[name] = _fields(value)
+            case name, _:
+                found[name] = value
+    return found
 
 
 def nodes(message: coordinator_pb2.ListNodesResponse) -> NodeList:

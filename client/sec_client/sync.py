@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iter
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sec_model import Definition, Saga
+from sec_model import Deadline, Definition, Saga
+from sec_model.builder import Seconds
 from sec_model.commands import Command
 
 from sec_client import aio
@@ -68,11 +69,18 @@ class Client:
         labels: Mapping[str, str] | None = None,
         start: bool = True,
         require_actions: bool = False,
+        deadline: Seconds | Deadline | None = None,
     ) -> SubmitResult:
         """Stores a saga and, unless `start` is false, starts it. See `sec_client.aio.Client.submit`."""
         return self._run(
             self._client.submit(
-                definition, params=params, saga_id=saga_id, labels=labels, start=start, require_actions=require_actions
+                definition,
+                params=params,
+                saga_id=saga_id,
+                labels=labels,
+                start=start,
+                require_actions=require_actions,
+                deadline=deadline,
             )
         )
 
@@ -83,6 +91,10 @@ class Client:
     def command(self, saga_id: str, command: Command, *, by: str = "", command_id: str | None = None) -> str:
         """Gives a saga a command, and returns its id when it is durable. See `sec_client.aio.Client.command`."""
         return self._run(self._client.command(saga_id, command, by=by, command_id=command_id))
+
+    def signal(self, saga_id: str, node: str, value: Any = None, *, by: str = "", command_id: str | None = None) -> str:
+        """Sends the event that a signal node waits for, and returns the command's id. See `sec_client.aio.Client.signal`."""
+        return self._run(self._client.signal(saga_id, node, value, by=by, command_id=command_id))
 
     def taken_up(self, saga_id: str, command_id: str, *, timeout_s: float = 10.0) -> LogRecord:
         """Waits until the owner of a saga has taken up a command. See `sec_client.aio.Client.taken_up`."""
@@ -135,12 +147,19 @@ class Client:
         saga_id: str | None = None,
         labels: Mapping[str, str] | None = None,
         require_actions: bool = False,
+        deadline: Seconds | Deadline | None = None,
         timeout_s: float | None = None,
     ) -> SagaResult:
         """Submits a saga and waits for it. `.result()` of what it returns is the output, or raises."""
         return self._run(
             self._client.run(
-                definition, params=params, saga_id=saga_id, labels=labels, require_actions=require_actions, timeout_s=timeout_s
+                definition,
+                params=params,
+                saga_id=saga_id,
+                labels=labels,
+                require_actions=require_actions,
+                deadline=deadline,
+                timeout_s=timeout_s,
             )
         )
 

@@ -56,6 +56,7 @@ class NodeState(StrEnum):
     UNDONE = "undone"
     UNDO_FAILED = "undo-failed"
     UNDO_SKIPPED = "undo-skipped"
+    WAITING = "waiting"
 
 
 class Phase(StrEnum):
@@ -114,6 +115,8 @@ class NodeView:
     output: Payload | None = None
     subsaga: bool = False
     rank: int = 0
+    due: datetime | None = None
+    """When its deadline is, or, of a timer, the instant that it waits for."""
 
     @property
     def parent(self) -> str:
@@ -134,6 +137,8 @@ class SagaView:
     errors: tuple[NodeError, ...] = ()
     next_sequence: int = 1
     epoch: int = 0
+    due: datetime | None = None
+    """When its deadline is."""
 
     @property
     def saga_id(self) -> str:
@@ -220,7 +225,8 @@ class LogRecord:
     """A record of a saga's log.
 
     `kind` is the name of the record in the contract ("started", "undo_failed"); `node` is a full path, or empty for a record of the saga.
-    `fields` has what else the record says, by the contract's names (`reason`, `attempt`, `sec_node`, …), payloads as `Payload`.
+    `fields` has what else the record says, by the contract's names (`reason`, `attempt`, `sec_node`, …): payloads as `Payload`, messages as
+    mappings (`command` has one key, the kind of the command), instants as `datetime`, without the unit in their names (`due`).
     `saga_state` is the saga's state after this record; None where a plain log was read.
     """
 

@@ -9,6 +9,7 @@ definition = trip.build()
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sec_model.definition import (
@@ -16,13 +17,18 @@ from sec_model.definition import (
     DEFAULT_UNDO_RETRY,
     ActionNode,
     ConstantNode,
+    Deadline,
     Definition,
     DefinitionError,
     Input,
+    Kind,
     Node,
     Payload,
     RetryPolicy,
+    SignalNode,
     SubsagaNode,
+    TimerNode,
+    UndoPolicy,
 )
 from sec_model.edges import edge_problems
 from sec_model.graph import compile_graph
@@ -32,12 +38,17 @@ Reads = Sequence[str] | Mapping[str, str]
 """Names of nodes, or a mapping from the name that the action sees to the name of the node."""
 
 
+Seconds = float | timedelta
+"""How long, as seconds or as a time."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """A node that is not in a saga yet. Made by `action`, `constant` and `subsaga`. `after` None means: after the last stage."""
+    """A node that is not in a saga yet. Made by `action`, `constant`, `signal`, `timer` and `subsaga`. `after` None means: after the last stage."""
 
     name: str
-    kind: ActionNode | ConstantNode | SubsagaNode
+    kind: Kind
     reads: tuple[Input, ...]
     after: tuple[str, ...] | None
     label: str
@@ -54,12 +65,32 @@ def action(
     label: str = "",
     retry: RetryPolicy = DEFAULT_RETRY,
     undo_retry: RetryPolicy = DEFAULT_UNDO_RETRY,
+    undo: UndoPolicy = UndoPolicy.ACTION,
+    deadline: Seconds | Deadline | None = None,
 ) -> NodeSpec:
     """A node that calls an action, which sees the outputs named in `reads` and the params of the saga, nothing else.
 
-    With `after` it starts when those nodes have succeeded (none: at once), wherever it is appended.
+    With `after` it starts when those nodes have succeeded (none: at once), wherever it is appended. `undo` says what takes its effect
+    back, where that is not its undo action. When the `deadline` (from the start of the node) has passed the node is given up, or, if the
+    `Deadline` says so, the saga is paused.
     """
-    return NodeSpec(name, ActionNode(action, retry, undo_retry), _inputs(reads), _after(after), label)
+    return NodeSpec(name, ActionNode(action, retry, undo_retry, undo, deadline_of(deadline)), _inputs(reads), _after(after), label)
+
+
+def signal(
+    name: str, *, deadline: Seconds | Deadline | None = None, after: Sequence[str] | None = None, label: str = ""
+) -> NodeSpec:
+    """A node that waits for an event from outside. Whoever knows of it sends the signal to the node's full path; what is sent is its output."""
+    return NodeSpec(name, SignalNode(deadline_of(deadline)), (), _after(after), label)
+
+
+def timer(name: str, wait: Seconds | datetime, *, after: Sequence[str] | None = None, label: str = "") -> NodeSpec:
+    """A node that waits for so long from its start, or until an instant. Raises `ValueError` for an instant without a time zone."""
+    if not isinstance(wait, datetime):
+        return NodeSpec(name, TimerNode(after_s=_seconds(wait)), (), _after(after), label)
+    if wait.tzinfo is None:
+        raise ValueError(f'The timer "{name}" waits until {wait}, which has no time zone: give one, such as datetime.UTC.')
+    return NodeSpec(name, TimerNode(until_us=(wait - _EPOCH) // timedelta(microseconds=1)), (), _after(after), label)
 
 
 def constant(name: str, value: Any, *, after: Sequence[str] | None = None, label: str = "") -> NodeSpec:
@@ -141,6 +172,17 @@ def _inputs(reads: Reads) -> tuple[Input, ...]:
     if isinstance(reads, Mapping):
         return tuple(Input(name, node) for name, node in reads.items())
     return tuple(Input(node, node) for node in reads)
+
+
+def deadline_of(deadline: Seconds | Deadline | None) -> Deadline | None:
+    """What is given as a deadline: with no more than a time it fails what it is for."""
+    if deadline is None or isinstance(deadline, Deadline):
+        return deadline
+    return Deadline(_seconds(deadline))
+
+
+def _seconds(time: Seconds) -> float:
+    return time.total_seconds() if isinstance(time, timedelta) else float(time)
 
 
 def _after(after: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
 
+from sec_model.definition import OnDeadline, Payload
+
 NodePath = NewType("NodePath", str)
 
 
@@ -79,6 +81,34 @@ class InjectRepeat:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class Signal:
+    node: NodePath
+    data: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class SetDeadline:
+    """`node` empty: the saga's. An SEC node turns `after_s` into `due_us` when it acknowledges the command; with neither there is none."""
+
+    node: NodePath
+    then: OnDeadline = OnDeadline.FAIL
+    due_us: int = 0
+    after_s: float = 0.0
+
+
 Command = (
-    Pause | Resume | Abort | Step | SetBreakpoint | SetMaxInFlight | RetryUndo | SkipUndo | MarkUndone | InjectError | InjectRepeat
+    Pause
+    | Resume
+    | Abort
+    | Step
+    | SetBreakpoint
+    | SetMaxInFlight
+    | RetryUndo
+    | SkipUndo
+    | MarkUndone
+    | InjectError
+    | InjectRepeat
+    | Signal
+    | SetDeadline
 )

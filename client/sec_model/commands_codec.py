@@ -3,6 +3,7 @@
 from sec_protos.v1 import commands_pb2 as pb
 from sec_protos.v1 import common_pb2
 
+from sec_model.codec import ON_DEADLINE_FROM_PROTO, ON_DEADLINE_TO_PROTO, payload_from_proto, payload_to_proto
 from sec_model.commands import (
     Abort,
     Command,
@@ -15,7 +16,9 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
     Step,
 )
@@ -48,6 +51,12 @@ def command_to_proto(command: Command) -> pb.Command:
             return pb.Command(inject_error=pb.InjectError(node=node, phase=PHASE_TO_PROTO[phase]))
         case InjectRepeat(node, phase, count):
             return pb.Command(inject_repeat=pb.InjectRepeat(node=node, phase=PHASE_TO_PROTO[phase], count=count))
+        case Signal(node, data):
+            return pb.Command(signal=pb.Signal(node=node, data=payload_to_proto(data)))
+        case SetDeadline(node, then, due_us, after_s):
+            return pb.Command(
+                set_deadline=pb.SetDeadline(node=node, due_us=due_us, after_s=after_s, then=ON_DEADLINE_TO_PROTO[then])
+            )
 
 
 def command_from_proto(message: pb.Command) -> Command:
@@ -77,6 +86,14 @@ def command_from_proto(message: pb.Command) -> Command:
         case "inject_repeat":
             repeat = message.inject_repeat
             return InjectRepeat(NodePath(repeat.node), _phase(repeat.phase), repeat.count)
+        case "signal":
+            return Signal(NodePath(message.signal.node), payload_from_proto(message.signal.data))
+        case "set_deadline":
+            deadline = message.set_deadline
+            if deadline.then not in ON_DEADLINE_FROM_PROTO:
+                raise ValueError(f"A deadline has the unknown consequence {deadline.then}.")
+            then = ON_DEADLINE_FROM_PROTO[deadline.then]
+            return SetDeadline(NodePath(deadline.node), then, deadline.due_us, deadline.after_s)
         case _:
             raise ValueError("A command is of a kind that this version does not know.")
 

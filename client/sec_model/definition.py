@@ -2,9 +2,14 @@
 
 import json
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 JSON = "application/json"
+MAX_WAIT_S = 3_153_600_000
+"""A hundred years: what a deadline or a timer may last."""
+MAX_INSTANT_US = 253_402_300_799_999_999
+"""The end of the year 9999: what calendars hold."""
 
 
 class DefinitionError(ValueError):
@@ -79,6 +84,42 @@ DEFAULT_RETRY = RetryPolicy()
 DEFAULT_UNDO_RETRY = RetryPolicy(max_attempts=20)
 
 
+class UndoPolicy(Enum):
+    """What takes back the effect of an action."""
+
+    ACTION = "action"
+    """Its undo action."""
+    NONE_NEEDED = "none_needed"
+    """Nothing: there is nothing to take back."""
+    CONFIRM = "confirm"
+    """It cannot be taken back by a call: the saga pauses before the action and waits for an operator. Undone as `MANUAL` is."""
+    MANUAL = "manual"
+    """An operator, by hand: the unwinding waits there until one says that it is done."""
+    POINT_OF_NO_RETURN = "point_of_no_return"
+    """Nothing, ever: once the action has taken effect the saga only goes forward."""
+
+
+class OnDeadline(Enum):
+    """What happens when a deadline passes."""
+
+    FAIL = "fail"
+    """The saga unwinds."""
+    PAUSE = "pause"
+    """The saga is paused, and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """So many seconds after its start, by the wall clock of the SEC node that runs it."""
+
+    after_s: float
+    then: OnDeadline = OnDeadline.FAIL
+
+    def problem(self) -> str:
+        """What is wrong with it, as the end of a sentence. Empty: nothing."""
+        return "" if 0 < self.after_s <= MAX_WAIT_S else f"{self.after_s} seconds; it must be above 0 and at most {MAX_WAIT_S}"
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """An output that a node reads: of the ancestor `node`, seen by the action as `name`."""
@@ -89,11 +130,13 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class ActionNode:
-    """Calls the action of this name at an action server."""
+    """Calls the action of this name at an action server. The `deadline` is for the action and its retries, not for its undo action."""
 
     action: str
     retry: RetryPolicy = DEFAULT_RETRY
     undo_retry: RetryPolicy = DEFAULT_UNDO_RETRY
+    undo: UndoPolicy = UndoPolicy.ACTION
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +144,35 @@ class ConstantNode:
     """Has its output from the start, no effect, and nothing to undo."""
 
     value: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class SignalNode:
+    """Waits for an event from outside, which somebody sends to this node by its full path. Its output is what was sent. No effect."""
+
+    deadline: Deadline | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimerNode:
+    """Waits, either for `after_s` seconds from when it starts, or until the instant `until_us` (microseconds since
+    1970-01-01T00:00:00Z). Its output is null. No effect."""
+
+    after_s: float = 0.0
+    until_us: int = 0
+
+    def problem(self) -> str:
+        """What is wrong with it, as the end of a sentence. Empty: nothing."""
+        if self.after_s and self.until_us:
+            return "has both a time and an instant to wait for: give one of them"
+        if self.until_us:
+            bad = not 0 < self.until_us <= MAX_INSTANT_US
+            return f"waits until {self.until_us} microseconds since 1970; that must be an instant from 1970 to 9999" if bad else ""
+        if not self.after_s:
+            return "has nothing to wait for: give it a time above 0 seconds, or an instant"
+        return (
+            "" if 0 < self.after_s <= MAX_WAIT_S else f"waits {self.after_s} seconds; it must be above 0 and at most {MAX_WAIT_S}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +184,15 @@ class SubsagaNode:
     params_from: str = ""
 
 
+Kind = ActionNode | ConstantNode | SubsagaNode | SignalNode | TimerNode
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A place in the graph. `depends_on` and `inputs` name nodes of the same (sub)saga."""
 
     name: str
-    kind: ActionNode | ConstantNode | SubsagaNode
+    kind: Kind
     depends_on: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
     label: str = ""

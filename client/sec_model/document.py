@@ -8,23 +8,45 @@
           - {name: flight, action: book_flight}
       - {name: confirm, action: confirm_trip, reads: [hotel, car, flight]}
 
-A node has one of `action`, `constant`, `subsaga`; `reads` is a list of nodes or a mapping from the name seen by the action to
+A node has one of `action`, `constant`, `subsaga`, `signal`, `timer`; `reads` is a list of nodes or a mapping from the name seen by the action to
 the node; `after` gives its edges where they are not simply "after the last stage". Unknown keys are errors.
+
+      - {name: approval, signal: {deadline: 86400}}             waits for "secctl saga signal"
+      - {name: cool_off, timer: 30}                             seconds, or an instant such as 2030-01-01T09:00:00Z
+      - {name: pay, action: pay, undo: point_of_no_return}      or action, none_needed, confirm, manual
+      - {name: ship, action: ship, deadline: {after_s: 60, then: pause}}
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
-from typing import Any
+from datetime import datetime
+from enum import Enum
+from typing import Any, TypeVar
 
-from sec_model.builder import NodeSpec, Saga, action, constant, subsaga
-from sec_model.definition import DEFAULT_RETRY, DEFAULT_UNDO_RETRY, Definition, DefinitionError, RetryPolicy
+from sec_model.builder import NodeSpec, Saga, action, constant, signal, subsaga, timer
+from sec_model.definition import (
+    DEFAULT_RETRY,
+    DEFAULT_UNDO_RETRY,
+    Deadline,
+    Definition,
+    DefinitionError,
+    OnDeadline,
+    RetryPolicy,
+    UndoPolicy,
+)
+
+E = TypeVar("E", bound=Enum)
 
 _COMMON = {"name", "label", "after"}
 _KINDS: dict[str, set[str]] = {
-    "action": {"action", "reads", "retry", "undo_retry"},
+    "action": {"action", "reads", "retry", "undo_retry", "undo", "deadline"},
     "constant": {"constant"},
+    "signal": {"signal"},
+    "timer": {"timer"},
     "subsaga": {"subsaga", "params_from"},
 }
+_ONE_OF = ", ".join(_KINDS)
 _POLICY = {f.name for f in fields(RetryPolicy)}
 
 
@@ -76,7 +98,7 @@ def _stage(saga: Saga, item: Any, where: str, problems: list[str]) -> None:
 
 def _node(item: Any, where: str, problems: list[str]) -> NodeSpec | None:
     if not isinstance(item, Mapping):
-        problems.append(f"{_upper(where)} must be a mapping with a name and one of action, constant, subsaga.")
+        problems.append(f"{_upper(where)} must be a mapping with a name and one of {_ONE_OF}.")
         return None
     name = item.get("name")
     if not isinstance(name, str):
@@ -85,7 +107,7 @@ def _node(item: Any, where: str, problems: list[str]) -> NodeSpec | None:
     where = f'node "{name}"'
     kinds = [kind for kind in _KINDS if kind in item]
     if len(kinds) != 1:
-        problems.append(f"{_upper(where)} must have one of action, constant, subsaga; it has {' and '.join(kinds) or 'none'}.")
+        problems.append(f"{_upper(where)} must have one of {_ONE_OF}; it has {' and '.join(kinds) or 'none'}.")
         return None
     kind = kinds[0]
     _unknown_keys(item, _COMMON | _KINDS[kind], where, problems)
@@ -96,6 +118,15 @@ def _node(item: Any, where: str, problems: list[str]) -> NodeSpec | None:
         except (TypeError, ValueError) as error:  # YAML knows dates and sets
             problems.append(f"{_upper(where)}: the constant cannot be written as JSON ({error}).")
             return None
+    if kind == "signal":
+        waits = item["signal"] if item["signal"] is not None else {}
+        if not isinstance(waits, Mapping):
+            problems.append(f'{_upper(where)}: "signal" must be a mapping, which may have a deadline: {{}}.')
+            return None
+        _unknown_keys(waits, {"deadline"}, f"the signal of {where}", problems)
+        return signal(name, deadline=_deadline(waits.get("deadline"), where, problems), after=after, label=label)
+    if kind == "timer":
+        return _timer(name, item["timer"], after, label, problems)
     if kind == "subsaga":
         inner = _saga(item["subsaga"], f'the subsaga "{name}"', problems, default_name=name)
         params_from = _text(item, "params_from", where, problems)
@@ -111,7 +142,56 @@ def _node(item: Any, where: str, problems: list[str]) -> NodeSpec | None:
         label=label,
         retry=_policy(item.get("retry"), DEFAULT_RETRY, where, problems),
         undo_retry=_policy(item.get("undo_retry"), DEFAULT_UNDO_RETRY, where, problems),
+        undo=_one_of(UndoPolicy, item.get("undo"), UndoPolicy.ACTION, "undo", where, problems),
+        deadline=_deadline(item.get("deadline"), where, problems),
     )
+
+
+def _timer(name: str, wait: Any, after: list[str] | None, label: str, problems: list[str]) -> NodeSpec | None:
+    if isinstance(wait, str):  # JSON has no instants
+        with suppress(ValueError):
+            wait = datetime.fromisoformat(wait)
+    if isinstance(wait, datetime) and wait.tzinfo is not None:
+        return timer(name, wait, after=after, label=label)
+    if _is_number(wait):
+        return timer(name, _seconds(wait), after=after, label=label)
+    problems.append(
+        f'Node "{name}": "timer" must be a number of seconds, or an instant with its time zone such as 2030-01-01T09:00:00Z.'
+    )
+    return None
+
+
+def _deadline(value: Any, where: str, problems: list[str]) -> Deadline | None:
+    if value is None:
+        return None
+    given = {"after_s": value} if _is_number(value) else value
+    if not isinstance(given, Mapping) or not _is_number(given.get("after_s")):
+        problems.append(f'{_upper(where)}: "deadline" must be a number of seconds, or a mapping with after_s and then.')
+        return None
+    _unknown_keys(given, {"after_s", "then"}, f"the deadline of {where}", problems)
+    return Deadline(_seconds(given["after_s"]), _one_of(OnDeadline, given.get("then"), OnDeadline.FAIL, "then", where, problems))
+
+
+def _one_of(kind: type[E], value: Any, default: E, key: str, where: str, problems: list[str]) -> E:
+    if value is None:
+        return default
+    for member in kind:
+        if member.value == value:
+            return member
+    listed = ", ".join(member.value for member in kind)
+    problems.append(f'{_upper(where)}: "{key}" must be one of {listed}, not "{value}".')
+    return default
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _seconds(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a whole number has no bound; this is out of every range
+        return float("inf")
 
 
 def _text(item: Mapping[Any, Any], key: str, where: str, problems: list[str]) -> str:
@@ -138,7 +218,7 @@ def _policy(value: Any, default: RetryPolicy, where: str, problems: list[str]) -
     _unknown_keys(value, _POLICY, f"the retry policy of {where}", problems)
     given = {k: v for k, v in value.items() if k in _POLICY}
     for key, number in given.items():
-        if isinstance(number, bool) or not isinstance(number, int if key == "max_attempts" else int | float):
+        if not (_is_number(number) and (key != "max_attempts" or isinstance(number, int))):
             problems.append(f"{_upper(where)}: {key} must be a {'whole ' if key == 'max_attempts' else ''}number.")
             return default
     return replace(default, **given)

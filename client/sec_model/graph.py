@@ -1,18 +1,32 @@
 """Every rule that a definition must keep, and the flat graph that a run works on.
 
 `compile_graph` inlines all subsagas: each becomes a *start* that waits for what the subsaga depends on, its own nodes, and an *end* that
-carries its output. Starts, ends and constants are *instant*: they succeed by themselves when their parents have and are undone by
-themselves when their children are. Nodes are numbered; a parent may have a higher number than its child. All cost is linear in nodes and edges,
+carries its output. Starts, ends and constants are *instant*: they succeed by themselves when their parents have. Signals and timers *wait*.
+Neither has an effect, so they are undone by themselves when their children are. Nodes are numbered; a parent may have a higher number than its child. All cost is linear in nodes and edges,
 but for ancestor sets, which are bit sets.
 """
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from sec_model.definition import ActionNode, ConstantNode, Definition, DefinitionError, Input, Node, Payload, SubsagaNode
+from sec_model.definition import (
+    ActionNode,
+    ConstantNode,
+    Deadline,
+    Definition,
+    DefinitionError,
+    Input,
+    Node,
+    OnDeadline,
+    Payload,
+    SignalNode,
+    SubsagaNode,
+    TimerNode,
+    UndoPolicy,
+)
 
 MAX_NODES = 10_000
 """Nodes of a saga, those of its subsagas included. Bounds what a start has to fold and a list has to show."""
@@ -30,9 +44,11 @@ _NAME_RULE = 'letters, digits, ".", "_" and "-" (at most 128, the first a letter
 
 
 class NodeKind(Enum):
-    """`ACTION` nodes are dispatched; all others are instant."""
+    """`ACTION` nodes are dispatched, `SIGNAL` and `TIMER` nodes wait; all others are instant."""
 
     ACTION = "action"
+    SIGNAL = "signal"
+    TIMER = "timer"
     CONSTANT = "constant"
     SUBSAGA_START = "subsaga_start"
     SUBSAGA_END = "subsaga_end"
@@ -44,7 +60,7 @@ class GraphNode:
 
     `path` is the full path; that of a subsaga's end is the subsaga's own, and that of its start ends in "/" and is never shown.
     `params_of` is the node whose output is the params (None: the saga's). `output_of` is the node whose output stands for a
-    subsaga end's. `rank` is the longest way to the node within its (sub)saga.
+    subsaga end's. `rank` is the longest way to the node within its (sub)saga. `forward_only` nodes stand behind a point of no return.
     """
 
     index: int
@@ -56,14 +72,52 @@ class GraphNode:
     rank: int
     action: ActionNode | None = None
     constant: Payload | None = None
+    timer: TimerNode | None = None
+    deadline: Deadline | None = None
     inputs: tuple[tuple[str, int], ...] = ()
     params_of: int | None = None
     output_of: int | None = None
+    forward_only: bool = False
 
     @property
     def instant(self) -> bool:
         """It is never dispatched and has no records of its own."""
-        return self.kind is not NodeKind.ACTION
+        return self.kind not in (NodeKind.ACTION, NodeKind.SIGNAL, NodeKind.TIMER)
+
+    @property
+    def waits(self) -> bool:
+        """It has records of its own and is never dispatched: it waits for a signal or an instant."""
+        return self.kind in (NodeKind.SIGNAL, NodeKind.TIMER)
+
+    @property
+    def needs_no_undo(self) -> bool:
+        """When the saga unwinds there is nothing to take back."""
+        return self.action is None or self.action.undo is UndoPolicy.NONE_NEEDED
+
+    @property
+    def has_undo_action(self) -> bool:
+        """When the saga unwinds there is an action to dispatch."""
+        return self.action is not None and self.action.undo is UndoPolicy.ACTION
+
+    @property
+    def undone_by_hand(self) -> bool:
+        """There is no undo action to dispatch: an operator takes the effect back."""
+        return self.action is not None and self.action.undo in (UndoPolicy.MANUAL, UndoPolicy.CONFIRM)
+
+    @property
+    def needs_confirmation(self) -> bool:
+        """The saga pauses before it."""
+        return self.action is not None and self.action.undo is UndoPolicy.CONFIRM
+
+    @property
+    def point_of_no_return(self) -> bool:
+        """Once it has succeeded the saga only goes forward."""
+        return self.action is not None and self.action.undo is UndoPolicy.POINT_OF_NO_RETURN
+
+    @property
+    def never_given_up(self) -> bool:
+        """An unknown outcome is not undone but tried again, for ever."""
+        return self.forward_only or self.point_of_no_return
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +129,7 @@ class Graph:
     final: int
     by_path: dict[str, int]
     """Full path → number, for all that people may name: no subsaga starts."""
+    points_of_no_return: tuple[int, ...] = ()
 
     def index_of(self, path: str) -> int:
         """The number of the node with this full path. Raises `KeyError`."""
@@ -87,12 +142,17 @@ class Graph:
 
 def compile_graph(definition: Definition) -> Graph:
     """Checks a definition and inlines its subsagas. Raises `DefinitionError` with everything that is wrong with it."""
-    problems = _Checker().check(definition)
+    _raise_any(_Checker().check(definition))
+    graph = _Compiler(definition).graph()
+    _raise_any(_no_return_problems(graph))
+    return graph
+
+
+def _raise_any(problems: list[str]) -> None:
     if len(problems) > MAX_PROBLEMS:
         problems = [*problems[:MAX_PROBLEMS], f"There are {len(problems) - MAX_PROBLEMS} more problems."]
     if problems:
         raise DefinitionError(tuple(problems))
-    return _Compiler(definition).graph()
 
 
 def is_name(text: str) -> bool:
@@ -159,17 +219,27 @@ class _Checker:
     def _kind(self, node: Node, path: str, depth: int) -> None:
         full = path + node.name
         match node.kind:
-            case ActionNode(action, retry, undo_retry):
+            case ActionNode(action, retry, undo_retry, _, deadline):
                 if not is_action_name(action):
                     self.problems.append(
                         f'Node "{full}" calls the action "{action}", which is not a valid name: use {_NAME_RULE}, and "@".'
                     )
                 self.problems += [f'The retry policy of node "{full}" is not valid: {p}.' for p in retry.problems()]
                 self.problems += [f'The undo retry policy of node "{full}" is not valid: {p}.' for p in undo_retry.problems()]
+                self._deadline(full, deadline)
+            case SignalNode(deadline):
+                self._deadline(full, deadline)
+            case TimerNode():
+                if node.kind.problem():
+                    self.problems.append(f'The timer "{full}" {node.kind.problem()}.')
             case SubsagaNode(saga, _):
                 self._saga(saga, f"{full}/", depth + 1)
             case ConstantNode():
                 pass
+
+    def _deadline(self, full: str, deadline: Deadline | None) -> None:
+        if deadline is not None and deadline.problem():
+            self.problems.append(f'The deadline of node "{full}" is {deadline.problem()}.')
 
     def _edges(self, saga: Definition, names: dict[str, Node], where: str, path: str) -> None:
         order, left = topological_order({n.name: n.depends_on for n in saga.nodes})
@@ -227,6 +297,8 @@ class _Row:
     inputs: tuple[Input, ...] = ()
     action: ActionNode | None = None
     constant: Payload | None = None
+    timer: TimerNode | None = None
+    deadline: Deadline | None = None
     output_of: str | None = None
 
 
@@ -245,11 +317,17 @@ class _Compiler:
             path, rank = prefix + node.name, ranks[node.name]
             parents = [prefix + p for p in dict.fromkeys(node.depends_on)] or ([] if entry is None else [entry])
             match node.kind:
-                case ActionNode(action):
+                case ActionNode(action, deadline=deadline):
                     inputs = tuple(Input(i.name, prefix + i.node) for i in node.inputs)
-                    self.rows.append(
-                        _Row(path, node.label or action, NodeKind.ACTION, rank, params_of, parents, inputs=inputs, action=node.kind)
-                    )
+                    row = _Row(path, node.label or action, NodeKind.ACTION, rank, params_of, parents, inputs=inputs)
+                    row.action, row.deadline = node.kind, deadline
+                    self.rows.append(row)
+                case SignalNode(deadline):
+                    label = node.label or node.name
+                    self.rows.append(_Row(path, label, NodeKind.SIGNAL, rank, params_of, parents, deadline=deadline))
+                case TimerNode():
+                    label = node.label or node.name
+                    self.rows.append(_Row(path, label, NodeKind.TIMER, rank, params_of, parents, timer=node.kind))
                 case ConstantNode(value):
                     self.rows.append(
                         _Row(path, node.label or node.name, NodeKind.CONSTANT, rank, params_of, parents, constant=value)
@@ -268,6 +346,8 @@ class _Compiler:
         for i, row in enumerate(self.rows):
             for parent in row.parents:
                 children[number[parent]].append(i)
+        points = tuple(i for i, row in enumerate(self.rows) if row.action and row.action.undo is UndoPolicy.POINT_OF_NO_RETURN)
+        behind = _reached(points, children)
         nodes = tuple(
             GraphNode(
                 index=i,
@@ -279,14 +359,55 @@ class _Compiler:
                 rank=row.rank,
                 action=row.action,
                 constant=row.constant,
+                timer=row.timer,
+                deadline=row.deadline,
                 inputs=tuple((i.name, number[i.node]) for i in row.inputs),
                 params_of=None if row.params_of is None else number[row.params_of],
                 output_of=None if row.output_of is None else number[row.output_of],
+                forward_only=i in behind,
             )
             for i, row in enumerate(self.rows)
         )
         by_path = {path: i for path, i in number.items() if not path.endswith("/")}
-        return Graph(self.name, nodes, number[self.final], by_path)
+        return Graph(self.name, nodes, number[self.final], by_path, points)
+
+
+def _no_return_problems(graph: Graph) -> list[str]:
+    """What is wrong with points of no return: beside the first of them and before it is passed nothing may fail, nor behind it."""
+    problems = [
+        f'Node "{n.path}" is {"a" if n.point_of_no_return else "behind a"} point of no return, so that a deadline cannot make it fail: '
+        f"let its deadline pause the saga."
+        for n in graph.nodes
+        if n.never_given_up and n.deadline is not None and n.deadline.then is OnDeadline.FAIL
+    ]
+    first = [p for p in graph.points_of_no_return if not graph.nodes[p].forward_only]
+    for point in first[:MAX_PROBLEMS]:
+        before = _reached((point,), [n.parents for n in graph.nodes])
+        problems += [
+            f'Node "{graph.nodes[point].path}" is a point of no return, but node "{n.path}" stands beside it and may still fail: '
+            f"let one depend on the other."
+            for n in graph.nodes
+            if n.index != point and n.index not in before and not n.forward_only and _may_fail(n)
+        ]
+    return problems
+
+
+def _may_fail(node: GraphNode) -> bool:
+    if node.kind is NodeKind.SIGNAL:
+        return node.deadline is not None and node.deadline.then is OnDeadline.FAIL
+    return node.kind is NodeKind.ACTION
+
+
+def _reached(starts: Iterable[int], edges: Sequence[Iterable[int]]) -> set[int]:
+    """The nodes to which edges lead from any of `starts`."""
+    found: set[int] = set()
+    todo = list(starts)
+    while todo:
+        for node in edges[todo.pop()]:
+            if node not in found:
+                found.add(node)
+                todo.append(node)
+    return found
 
 
 def _final(saga: Definition) -> str:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import click
 from rich.text import Text
-from sec_client import Client, SagaError, SagaState, new_saga_id
+from sec_client import Client, OnDeadline, Payload, SagaError, SagaState, new_saga_id
 from sec_model.commands import (
     Abort,
     Command,
@@ -19,18 +19,21 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
     Step,
 )
 
 from secctl.errors import BadInput, exit_code_of
 from secctl.settings import Settings, common
-from secctl.sources import parse_labels
+from secctl.sources import load_json, parse_instant_us, parse_labels, parse_time_s
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ACTIVE = (SagaState.RUNNING, SagaState.UNWINDING, SagaState.STUCK)
+"""What a filter without a state means. Those not started take commands too, but have to be asked for."""
 
 
 def _many(function: F) -> F:
@@ -38,7 +41,11 @@ def _many(function: F) -> F:
     for decorate in (
         click.option("--yes", is_flag=True, help="With a filter: do not ask."),
         click.option(
-            "--state", "states", type=click.Choice([s.value for s in _ACTIVE]), multiple=True, help="Filter: any of these states."
+            "--state",
+            "states",
+            type=click.Choice([s.value for s in (SagaState.CREATED, *_ACTIVE)]),
+            multiple=True,
+            help="Filter: any of these states.",
         ),
         click.option("--name", default="", help="Filter: the name of the definition."),
         click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Filter: all of these labels. May be repeated."),
@@ -67,9 +74,12 @@ def _give(
             found = client.list(states=states or _ACTIVE, name=name, labels=parse_labels(tuple(labels)))
             wanted = [summary.saga_id for summary in found]
             _preview(settings, command, wanted, yes)
-        given, refused = _give_each(client, command, wanted)
-    lines = Text("".join(f'Saga "{saga_id}" has taken it up.\n' for saga_id in given))
-    settings.show(lines, {"given": given, "refused": {saga_id: str(error) for saga_id, error in refused.items()}})
+        given, kept, refused = _give_each(client, command, wanted)
+    lines = [f'Saga "{saga_id}" has taken it up.\n' for saga_id in given]
+    lines += [f'Saga "{saga_id}" takes it up when it is started.\n' for saga_id in kept]
+    settings.show(
+        Text("".join(lines)), {"given": given, "kept": kept, "refused": {saga_id: str(error) for saga_id, error in refused.items()}}
+    )
     for error in refused.values():
         click.echo(f"error: {error}", err=True)
     if refused:
@@ -86,18 +96,23 @@ def _preview(settings: Settings, command: Command, wanted: Sequence[str], yes: b
         click.confirm("Go on?", abort=True, err=True)
 
 
-def _give_each(client: Client, command: Command, wanted: Sequence[str]) -> tuple[list[str], dict[str, SagaError]]:
+def _give_each(client: Client, command: Command, wanted: Sequence[str]) -> tuple[list[str], list[str], dict[str, SagaError]]:
+    """Which sagas have taken the command up, which keep it until they are started, and which refuse it."""
     given: list[str] = []
+    kept: list[str] = []
     refused: dict[str, SagaError] = {}
     for saga_id in wanted:
         try:
             command_id = client.command(saga_id, command, by=getpass.getuser(), command_id=new_saga_id())
+            if client.get(saga_id, outputs=False).state is SagaState.CREATED:
+                kept.append(saga_id)
+                continue
             client.taken_up(saga_id, command_id)
         except SagaError as error:
             refused[saga_id] = error
         else:
             given.append(saga_id)
-    return given, refused
+    return given, kept, refused
 
 
 @click.command()
@@ -193,6 +208,60 @@ def limit(settings: Settings, most: int, **to: Any) -> None:
     _give(settings, SetMaxInFlight(most), **to)
 
 
+@click.command()
+@common
+@click.option("--node", required=True, metavar="PATH", help="Full path of the node that waits for it.")
+@click.option(
+    "--data", default="null", metavar="JSON|@FILE|-", help="The output of the node; - reads it from stdin. Default: null."
+)
+@_many
+def signal(settings: Settings, node: str, data: str, **to: Any) -> None:
+    """Send the event that a signal node waits for.
+
+    It may come before the saga has reached the node. A node takes one signal.
+
+    \b
+    Examples:
+      secctl saga signal order-17 --node approval --data '{"by": "Ada"}'
+      secctl saga signal --label day=friday --node doors_open
+    """
+    _give(settings, Signal(NodePath(node), Payload.json(load_json(data, "--data"))), **to)
+
+
+@click.command()
+@common
+@click.option("--node", default="", metavar="PATH", help="Full path of a node. Otherwise it is the deadline of the saga.")
+@click.option("--after", metavar="TIME", help="So long from now, as in 90s, 10m, 1.5h or 2d.")
+@click.option("--at", metavar="INSTANT", help="At this instant, as in 2030-01-01T09:00:00Z.")
+@click.option("--none", "never", is_flag=True, help="Take the deadline away.")
+@click.option(
+    "--then", type=click.Choice([then.value for then in OnDeadline]), default="fail", show_default=True,
+    help="What happens then: the saga unwinds, or it is paused.",
+)  # fmt: skip
+@_many
+def deadline(settings: Settings, node: str, after: str | None, at: str | None, never: bool, then: str, **to: Any) -> None:
+    """Give sagas, or a node of each, another deadline, or none.
+
+    A node's deadline may be set before the node starts; it then stays as it was set.
+
+    \b
+    Examples:
+      secctl saga deadline order-17 --after 2h
+      secctl saga deadline order-17 --node approval --at 2030-01-01T09:00:00Z --then pause
+      secctl saga deadline --label team=storage --none
+    """
+    if [after is not None, at is not None, never].count(True) != 1:
+        raise BadInput("Give one of --after, --at and --none.")
+    path, consequence = NodePath(node), OnDeadline(then)
+    if after is not None:
+        command = SetDeadline(path, consequence, after_s=parse_time_s(after))
+    elif at is not None:
+        command = SetDeadline(path, consequence, due_us=parse_instant_us(at))
+    else:
+        command = SetDeadline(path, consequence)
+    _give(settings, command, **to)
+
+
 @click.command("retry-undo")
 @common
 @click.option("--node", required=True, metavar="PATH", help="Full path of the node whose undo failed.")
@@ -259,5 +328,5 @@ def inject(settings: Settings, node: str, undo: bool, what: str | None, repeat: 
     _give(settings, InjectError(path, phase) if repeat is None else InjectRepeat(path, phase, repeat), **to)
 
 
-COMMANDS = (pause, resume, abort, step, break_, limit, retry_undo, skip_undo, mark_undone, inject)
+COMMANDS = (pause, resume, abort, step, break_, limit, signal, deadline, retry_undo, skip_undo, mark_undone, inject)
 """What `secctl saga` offers beside the commands of `secctl.sagas`."""

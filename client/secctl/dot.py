@@ -19,6 +19,7 @@ COLOURS: dict[NodeState, str] = {
     NodeState.UNDONE: "lightsteelblue",
     NodeState.UNDO_FAILED: "red",
     NodeState.UNDO_SKIPPED: "plum",
+    NodeState.WAITING: "lightcyan",
 }
 
 

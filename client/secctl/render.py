@@ -1,7 +1,8 @@
 """What people see, as styled text. Pure: from the values of the client to `rich.text.Text`, with no terminal and no clock."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.text import Text
 from sec_client import (
@@ -32,6 +33,7 @@ NODE_STYLES: dict[NodeState, str] = {
     NodeState.UNDONE: "blue",
     NodeState.UNDO_FAILED: "bold white on red",
     NodeState.UNDO_SKIPPED: "magenta",
+    NodeState.WAITING: "cyan",
 }
 SAGA_STYLES: dict[SagaState, str] = {
     SagaState.UNKNOWN: "magenta",
@@ -61,6 +63,7 @@ def tree(saga: SagaView) -> Text:
     out.append(f'saga "{summary.saga_id}" ({summary.name}): ').append(str(summary.state), SAGA_STYLES[summary.state])
     if summary.paused:
         out.append(f", paused: {clean(summary.pause_reason)}" if summary.pause_reason else ", paused", "bold yellow")
+    out.append(f", due {instant(saga.due)}" if saga.due is not None else "")
     out.append(f", owned by {summary.owner}" if summary.owner else "").append("\n")
     _stages(saga.nodes, "", "", out)
     if saga.errors:
@@ -96,8 +99,9 @@ def _node(nodes: Sequence[NodeView], node: NodeView, indent: str, is_last: bool,
     out.append(f": {'subsaga ' if node.subsaga else ''}{clean(node.label or node.action or node.node)}")
     out.append(f', produces "{node.node}"')
     if node.attempts:
-        out.append(f", {node.attempts} {'call' if node.attempts == 1 else 'calls'} without an answer", "yellow")
+        out.append(f", {node.attempts} {'call' if node.attempts == 1 else 'calls'} without success", "yellow")
         out.append(f": {clean(node.error.message, _MAX_MESSAGE)}" if node.error is not None else "", "yellow")
+    out.append(f", due {instant(node.due)}" if node.due is not None else "")
     if node.detail:
         out.append(f" ({clean(node.detail, _MAX_MESSAGE)})", "yellow")
     out.append("\n")
@@ -128,22 +132,22 @@ def sagas(found: Sequence[SagaSummary]) -> Text:
     ordered = sorted(found, key=lambda s: s.state not in urgent)
     rows = [
         (
-            (str(s.state), SAGA_STYLES[s.state]),
+            (f"{s.state}, paused" if s.paused else str(s.state), SAGA_STYLES[s.state]),
             (s.saga_id, ""),
             (s.name, ""),
             (s.owner or "-", ""),
-            (_time(s.created), ""),
+            (instant(s.created), ""),
             (",".join(f"{k}={v}" for k, v in sorted(s.labels.items())) or "-", ""),
-            (clean(str(s.error), _MAX_MESSAGE) if s.error is not None else "", "red"),
+            (clean(str(s.error), _MAX_MESSAGE), "red") if s.error is not None else (clean(s.pause_reason, _MAX_MESSAGE), "yellow"),
         )
         for s in ordered
     ]
-    return table(("STATE", "SAGA", "NAME", "OWNER", "CREATED", "LABELS", "ERROR"), rows, "There are no such sagas.")
+    return table(("STATE", "SAGA", "NAME", "OWNER", "CREATED", "LABELS", "WHY"), rows, "There are no such sagas.")
 
 
 def record(found: LogRecord) -> Text:
     """A record of the log on one line."""
-    out = Text(f"{found.sequence:>5}  {_time(found.time)}  epoch {found.epoch}  {found.writer or '-'}  ")
+    out = Text(f"{found.sequence:>5}  {instant(found.time)}  epoch {found.epoch}  {found.writer or '-'}  ")
     out.append(found.kind, _RECORD_STYLES.get(found.kind, ""))
     if found.node:
         out.append(f" {found.node}")
@@ -151,15 +155,31 @@ def record(found: LogRecord) -> Text:
         code = f" [{clean(found.error.code)}]" if found.error.code else ""
         out.append(f": {clean(found.error.message, _MAX_MESSAGE)}{code}", "red")
     for name, value in found.fields.items():
-        shown = clean(payload(value), _MAX_MESSAGE) if isinstance(value, Payload) else clean(str(value), _MAX_MESSAGE)
-        out.append(f" {name}={shown}", "dim")
+        out.append(f" {name}={clean(_field(value), _MAX_MESSAGE)}", "dim")
     return out
+
+
+def _field(value: Any) -> str:
+    """A value of a record's fields; a mapping as the contract nests it, its names in parentheses."""
+    match value:
+        case Payload():
+            return payload(value)
+        case datetime():
+            return instant(value)
+        case Mapping():
+            inner = (f"{name}{_field(v)}" if isinstance(v, Mapping) else f"{name}={_field(v)}" for name, v in value.items())
+            shown = ", ".join(inner)
+            return shown if any(isinstance(v, Mapping) for v in value.values()) else f"({shown})"
+        case _:
+            return str(value)
 
 
 _RECORD_STYLES = {
     "succeeded": "green",
     "failed": "bold red",
     "attempt_unknown": "yellow",
+    "attempt_failed": "bold yellow",
+    "deadline_passed": "bold yellow",
     "outcome_unknown": "bold magenta",
     "undo_started": "yellow",
     "undo_finished": "blue",
@@ -188,7 +208,9 @@ def nodes(found: NodeList) -> Text:
     for node in found.nodes:
         role = ", ".join(word for word, holds in (("leader", node.leader), ("draining", node.draining)) if holds) or "-"
         name = f"{node.name}{' *' if node.name == found.answered_by else ''}"
-        rows.append([(v, "") for v in (name, node.address, role, str(node.owned_sagas), node.version or "-", _time(node.started))])
+        rows.append(
+            [(v, "") for v in (name, node.address, role, str(node.owned_sagas), node.version or "-", instant(node.started))]
+        )
     return table(("NODE", "ADDRESS", "ROLE", "SAGAS", "VERSION", "STARTED"), rows, "No SEC node holds a session.")
 
 
@@ -236,5 +258,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[tuple[str, str]]], empty:
     return out
 
 
-def _time(value: datetime | None) -> str:
+def instant(value: datetime | None) -> str:
+    """An instant in UTC, to the millisecond."""
     return "-" if value is None else value.strftime("%Y-%m-%d %H:%M:%S.") + f"{value.microsecond // 1000:03d}Z"

@@ -7,7 +7,7 @@ from itertools import islice
 
 import click
 from rich.text import Text
-from sec_client import DefinitionError, LogRecord, SagaCorrupt, SagaResult, SagaState
+from sec_client import Deadline, DefinitionError, LogRecord, OnDeadline, SagaCorrupt, SagaResult, SagaState
 from sec_client.errors import damaged_log
 from sec_model import check_definition, compile_graph
 
@@ -17,7 +17,7 @@ from secctl.drawing import draw, drawing_format
 from secctl.errors import EXIT_CODES, BadInput, exit_code_of_state
 from secctl.export import read_log, write_log
 from secctl.settings import Settings, common, connected
-from secctl.sources import load_params, load_saga, parse_labels, problems_text
+from secctl.sources import load_json, load_saga, parse_labels, parse_time_s, problems_text
 
 _STATES = [str(state) for state in SagaState if state is not SagaState.UNKNOWN]
 
@@ -33,6 +33,11 @@ def saga() -> None:
 @click.option("--id", "saga_id", help="The saga's id. Drawn when it is left out; give it to make a repeated submit harmless.")
 @click.option("--params", metavar="JSON|@FILE", help="What the actions get as params; @- reads it from stdin.")
 @click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="For filters. May be repeated.")
+@click.option("--deadline", metavar="TIME", help="How long it may take from its start, as in 90s, 10m, 1.5h or 2d.")
+@click.option(
+    "--on-deadline", type=click.Choice([then.value for then in OnDeadline]),
+    help="What happens then: it unwinds (fail, the default), or it is paused.",
+)  # fmt: skip
 @click.option("--start-later", is_flag=True, help="Store it and do not start it: see `secctl saga start`.")
 @click.option("--require-actions", is_flag=True, help="Refuse it when one of its actions is offered by no action server now.")
 @click.option("--wait", is_flag=True, help="Wait until it has ended or is stuck, and print how.")
@@ -45,6 +50,8 @@ def submit(
     saga_id: str | None,
     params: str | None,
     labels: tuple[str, ...],
+    deadline: str | None,
+    on_deadline: str | None,
     start_later: bool,
     require_actions: bool,
     wait: bool,
@@ -58,14 +65,23 @@ def submit(
     \b
     Examples:
       secctl saga submit trip.yaml --params '{"guest": "Ada"}' --wait
-      secctl saga submit trips:booking --id trip-4711 --label team=travel
+      secctl saga submit trips:booking --id trip-4711 --label team=travel --deadline 10m
     """
     if wait and start_later:
         raise click.UsageError("--wait and --start-later exclude each other: the saga would never end.")
-    definition, value, found = load_saga(source), load_params(params), parse_labels(labels)
+    if on_deadline is not None and deadline is None:
+        raise click.UsageError("--on-deadline says what happens at a --deadline: give that too.")
+    definition, value, found = load_saga(source), load_json(params, "--params"), parse_labels(labels)
+    within = None if deadline is None else Deadline(parse_time_s(deadline), OnDeadline(on_deadline or "fail"))
     with settings.client() as client:
         submitted = client.submit(
-            definition, params=value, saga_id=saga_id, labels=found, start=not start_later, require_actions=require_actions
+            definition,
+            params=value,
+            saga_id=saga_id,
+            labels=found,
+            start=not start_later,
+            require_actions=require_actions,
+            deadline=within,
         )
         for warning in submitted.warnings:
             click.echo(f"warning: {warning}", err=True)
@@ -91,7 +107,7 @@ def check(settings: Settings, source: str, params: str | None) -> None:
     Example:
       secctl saga check trip.yaml --params '{"guest": "Ada"}'
     """
-    definition, value = load_saga(source), load_params(params)
+    definition, value = load_saga(source), load_json(params, "--params")
     with settings.client() as client:
         found = client.actions()
     try:

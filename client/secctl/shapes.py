@@ -6,6 +6,7 @@ none. States are the words of the status text. Every shape is one JSON value; `s
 
 import base64
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -73,6 +74,8 @@ def summary(value: SagaSummary) -> dict[str, Any]:
         "created": time(value.created),
         "ended": time(value.ended),
         "error": error(value.error),
+        "paused": value.paused,
+        "pause_reason": value.pause_reason,
     }
 
 
@@ -87,6 +90,7 @@ def node(value: NodeView) -> dict[str, Any]:
         "rank": value.rank,
         "attempts": value.attempts,
         "detail": value.detail,
+        "due": time(value.due),
         "error": error(value.error),
         "output": payload(value.output),
     }
@@ -99,6 +103,7 @@ def saga(value: SagaView) -> dict[str, Any]:
         "definition_hash": value.definition_hash,
         "epoch": value.epoch,
         "next_sequence": value.next_sequence,
+        "due": time(value.due),
         "params": payload(value.params),
         "output": payload(value.output_payload),
         "errors": [error(e) for e in value.errors],
@@ -115,6 +120,18 @@ def result(value: SagaResult) -> dict[str, Any]:
     }
 
 
+def _field(value: Any) -> Any:
+    match value:
+        case Payload():
+            return payload(value)
+        case datetime():
+            return time(value)
+        case Mapping():
+            return {name: _field(v) for name, v in value.items()}
+        case _:
+            return value
+
+
 def record(value: LogRecord) -> dict[str, Any]:
     return {
         "sequence": value.sequence,
@@ -124,7 +141,7 @@ def record(value: LogRecord) -> dict[str, Any]:
         "kind": value.kind,
         "node": value.node,
         "error": error(value.error),
-        "fields": {k: payload(v) if isinstance(v, Payload) else v for k, v in value.fields.items()},
+        "fields": _field(value.fields),
         "saga_state": None if value.saga_state is None else str(value.saga_state),
     }
 

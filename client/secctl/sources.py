@@ -3,7 +3,9 @@
 import importlib
 import json
 import os
+import re
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from secctl.errors import BadInput
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Of a file with a saga or params: far above what a cluster takes."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -28,20 +32,41 @@ def load_saga(source: str) -> Definition:
     raise BadInput(f'"{source}" is neither a file nor MODULE:OBJECT (as in "trips:booking").')
 
 
-def load_params(text: str | None) -> Any:
-    """The JSON value in `text`, or in the file that is named behind an "@" ("@-" is stdin). None without text."""
+def load_json(text: str | None, option: str) -> Any:
+    """The JSON value in `text`, or in the file that is named behind an "@" ("@-" and "-" are stdin). None without text."""
     if text is None:
         return None
-    where = "--params"
-    if text.startswith("@"):
-        where = f'the params file "{text[1:]}"'
-        text = sys.stdin.read() if text == "@-" else _read(text[1:])
+    where = option
+    if text in ("-", "@-"):
+        where, text = f"the stdin for {option}", sys.stdin.read()
+    elif text.startswith("@"):
+        where, text = f'the file "{text[1:]}"', _read(text[1:])
     try:
         value = json.loads(text)
         Payload.json(value)
     except ValueError as e:
         raise BadInput(f"What is in {where} is not JSON: {e}.") from None
     return value
+
+
+def parse_time_s(text: str) -> float:
+    """How long, in seconds: "90", "90s", "10m", "1.5h", "2d"."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    time_s = 0.0 if found is None else float(found[1]) * _UNITS_S[found[2]]
+    if time_s <= 0:
+        raise BadInput(f'"{text}" is not a time above 0: write a number with its unit, as in 90s, 10m, 1.5h or 2d.')
+    return time_s
+
+
+def parse_instant_us(text: str) -> int:
+    """An instant as ISO 8601 has it, with its time zone, in microseconds since 1970."""
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None or instant <= _EPOCH:
+        raise BadInput(f'"{text}" is not an instant: write it with its time zone, as in 2030-01-01T09:00:00Z.')
+    return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
 def parse_labels(labels: tuple[str, ...]) -> dict[str, str]:

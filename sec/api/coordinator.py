@@ -12,6 +12,7 @@ from contextlib import aclosing
 
 import grpc
 from sec_model.codec import payload_to_proto
+from sec_model.commands_codec import command_to_proto
 from sec_model.graph import Graph
 from sec_protos.v1 import coordinator_pb2 as pb
 
@@ -23,9 +24,9 @@ from sec.api.fitting import FitChecks
 from sec.api.views import corrupt_view, node_errors, saga_view, sequenced, stored_summary
 from sec.api.waiting import RECHECK_S, SettledWatch
 from sec.codec import entries_from_bytes
-from sec.core.controls import refusal
 from sec.core.errors import CorruptLog
 from sec.core.records import LogEntry, SagaId
+from sec.core.refusals import refusal
 from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
 from sec.node.node import SecNode
@@ -60,6 +61,7 @@ class Coordinator(ClusterCalls):
         saga_id = requests.saga_id(request.saga_id) if request.saga_id else _draw_saga_id()
         params = requests.params(request.params, saga_id, limits)
         labels = requests.labels(request.labels, saga_id, limits)
+        deadline = requests.deadline(request, saga_id)
         definition, graph = requests.definition(request.definition, saga_id, limits)
         missing = sorted(graph.action_names() - self._node.directory.offered)
         warnings = [
@@ -80,7 +82,7 @@ class Coordinator(ClusterCalls):
         if problems and not (request.saga_id and await self._exists(saga_id)):
             raise does_not_fit(saga_id, problems)
         digest = await self._node.definitions.put(definition, graph)
-        head = SagaHead(saga_id, secrets.token_hex(8), definition.name, digest, params, labels, wall_clock_us())
+        head = SagaHead(saga_id, secrets.token_hex(8), definition.name, digest, params, labels, wall_clock_us(), deadline)
         submitted = await self._submit(head, graph, start=not request.start_later, give_up=give_up_before(context))
         if not submitted.created and not request.start_later:
             warnings = []
@@ -109,13 +111,14 @@ class Coordinator(ClusterCalls):
     @answered
     async def CommandSaga(self, request: pb.CommandSagaRequest, context: Context) -> pb.CommandSagaResponse:  # noqa: N802
         saga_id = requests.saga_id(request.saga_id)
-        command = requests.command(request)
+        command = requests.command(request, wall_clock_us())
         _, state = await self._load(saga_id)
         if request.command_id in state.commands:
             return pb.CommandSagaResponse()
         because = refusal(state, command)
         if because:
             raise WrongState(because)
+        request.command.CopyFrom(command_to_proto(command))
         if not await self._node.sagas.command(saga_id, request.command_id, request.SerializeToString(), give_up_before(context)):
             raise WrongState(f'Saga "{saga_id}" has just ended and takes no commands any more.')
         return pb.CommandSagaResponse()

@@ -1,12 +1,13 @@
 """Checks of what comes in, before anything is read or written. Bounds are those of the settings."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sec_model import Definition, Graph, Payload, compile_graph
-from sec_model.codec import definition_bytes, definition_from_proto, payload_from_proto
-from sec_model.commands import Command
+from sec_model.codec import deadline_from_proto, definition_bytes, definition_from_proto, payload_from_proto
+from sec_model.commands import Command, SetDeadline, Signal
 from sec_model.commands_codec import command_from_proto
-from sec_model.definition import ConstantNode, SubsagaNode
+from sec_model.definition import MAX_WAIT_S, ConstantNode, Deadline, SubsagaNode
 from sec_model.graph import is_action_name, is_name, name_rule
 from sec_model.schemas import SchemaError
 from sec_model.schemas_codec import schemas_from_proto
@@ -79,23 +80,61 @@ def labels(given: Mapping[str, str], saga: str, limits: Limits) -> dict[str, str
     return dict(given)
 
 
-def command(message: coordinator_pb2.CommandSagaRequest) -> Command:
-    """The command that a call gives. Raises `ApiError`."""
+def deadline(message: coordinator_pb2.SubmitSagaRequest, saga: str) -> Deadline | None:
+    """The deadline of a saga. Raises `ApiError`."""
+    if not message.HasField("deadline"):
+        return None
+    try:
+        given = deadline_from_proto(message.deadline)
+    except ValueError as error:
+        raise invalid(f'Saga "{saga}": {error}', saga_id=saga) from error
+    if given.problem():
+        raise invalid(f'The deadline of saga "{saga}" is {given.problem()}.', saga_id=saga)
+    return given
+
+
+def command(message: coordinator_pb2.CommandSagaRequest, now_us: int) -> Command:
+    """The command that a call gives, with its times as instants. Raises `ApiError`."""
     saga = message.saga_id
     if not is_name(message.command_id):
-        raise invalid(f'The command id "{message.command_id[:200]}" is not valid: use {name_rule()}.', saga_id=saga)
+        raise invalid(
+            f'The command id "{message.command_id[:200]}" for saga "{saga}" is not valid: use {name_rule()}.', saga_id=saga
+        )
     if len(message.by) > 128:
         raise invalid(
-            f'Command "{message.command_id}" is given by {len(message.by)} characters; at most 128 are allowed.', saga_id=saga
+            f'Command "{message.command_id}" for saga "{saga}" is given by {len(message.by)} characters; at most 128 are allowed.',
+            saga_id=saga,
         )
     if message.ByteSize() > MAX_COMMAND_BYTES:
         raise invalid(
-            f'Command "{message.command_id}" has {message.ByteSize()} bytes; at most {MAX_COMMAND_BYTES} are allowed.', saga_id=saga
+            f'Command "{message.command_id}" for saga "{saga}" has {message.ByteSize()} bytes; at most {MAX_COMMAND_BYTES} are allowed.',
+            saga_id=saga,
         )
     try:
-        return command_from_proto(message.command)
+        command = command_from_proto(message.command)
     except ValueError as error:
         raise invalid(f'Command "{message.command_id}" for saga "{saga}" is not complete. {error}', saga_id=saga) from error
+    if isinstance(command, Signal) and len(command.data.content_type) > 128:
+        raise invalid(
+            f'Command "{message.command_id}" for saga "{saga}" brings data with a content type of {len(command.data.content_type)} '
+            f"characters; at most 128 are allowed.",
+            saga_id=saga,
+        )
+    return _dated(command, message, now_us) if isinstance(command, SetDeadline) else command
+
+
+def _dated(command: SetDeadline, message: coordinator_pb2.CommandSagaRequest, now_us: int) -> SetDeadline:
+    if not 0 <= command.after_s <= MAX_WAIT_S or not 0 <= command.due_us <= now_us + MAX_WAIT_S * 1_000_000:
+        problem = f"not below 0, and at most {MAX_WAIT_S} seconds from now"
+    elif command.after_s and command.due_us:
+        problem = "one of them and not both"
+    else:
+        return replace(command, after_s=0.0, due_us=now_us + round(command.after_s * 1e6)) if command.after_s else command
+    raise invalid(
+        f'Command "{message.command_id}" for saga "{message.saga_id}" sets a deadline after {command.after_s} seconds or at {command.due_us} '
+        f"microseconds since 1970: give {problem}.",
+        saga_id=message.saga_id,
+    )
 
 
 def page_size(size: int) -> int:

@@ -8,7 +8,7 @@ from sec_model.graph import GraphNode, NodeKind
 from sec_protos.v1 import coordinator_pb2
 
 from sec.codec import record_to_proto
-from sec.core.records import LogEntry, Phase
+from sec.core.records import LogEntry, NodePath, Phase
 from sec.core.state import NO_TRIES, SagaState
 from sec.core.status import NodeState, node_state
 from sec.core.transitions import Course, Mark
@@ -29,6 +29,9 @@ def saga_view(stored: StoredSaga, state: SagaState, offered: AbstractSet[str], *
     view.nodes.extend(_node_status(state, node, times_us, offered, omit_outputs) for node in shown)
     if state.course is Course.DONE:
         view.output.CopyFrom(payload_to_proto(state.output_of(state.graph.final)))
+    due = state.dues.get(NodePath(""))
+    if due is not None and state.course is Course.RUNNING:
+        view.due_us = due.us
     return view
 
 
@@ -98,6 +101,9 @@ def _node_status(
     mishap = tries.last or next((m for m in reversed(state.mishaps) if m.node == node.path), None)
     if mishap is not None:
         status.error.CopyFrom(node_error(mishap, times_us[mishap.sequence]))
+    due = state.dues.get(NodePath(node.path))
+    if due is not None:
+        status.due_us = due.us
     if not omit_outputs and _has_output(state, node):
         status.output.CopyFrom(payload_to_proto(state.output_of(node.index)))
     return status
@@ -112,6 +118,8 @@ def _has_output(state: SagaState, node: GraphNode) -> bool:
 
 def _detail(state: SagaState, node: GraphNode, shown: NodeState, offered: AbstractSet[str]) -> str:
     """What the node waits for, as far as the SEC node that answers can see."""
+    if shown is NodeState.WAITING:
+        return 'Waits for its signal ("secctl saga signal").' if node.kind is NodeKind.SIGNAL else "Waits for its time."
     if node.action is None:
         return ""
     waits = shown in (NodeState.QUEUED, NodeState.WORKING, NodeState.RETRYING, NodeState.UNDOING)
@@ -121,5 +129,7 @@ def _detail(state: SagaState, node: GraphNode, shown: NodeState, offered: Abstra
     if tries is not None:
         phase = state.in_flight.get(node.index, Phase.DO)
         policy = node.action.retry if phase is Phase.DO else node.action.undo_retry
+        if phase is Phase.DO and node.never_given_up:
+            return f"Call {tries.count + 1} comes next or is under way; the saga only goes forward from here, so that it is tried for ever."
         return f"Call {tries.count + 1} of {policy.max_attempts} comes next or is under way."
     return ""

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import assert_never
 
-from sec_model import Payload, RetryPolicy
+from sec_model import OnDeadline, Payload, RetryPolicy
 from sec_model.commands import (
     Abort,
     Command,
@@ -20,16 +20,21 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
     Step,
 )
+from sec_model.graph import GraphNode
 
-from sec.core.controls import Controls, refusal
+from sec.core.controls import Controls
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
+    DeadlinePassed,
     Done,
     Epoch,
     Failed,
@@ -48,11 +53,19 @@ from sec.core.records import (
     UndoSkipped,
     UndoStarted,
 )
-from sec.core.retry import NextCall, next_call
+from sec.core.refusals import refusal
+from sec.core.retry import NextCall, next_call, next_call_of_many
 from sec.core.state import NO_TRIES, Mishap, SagaState
 from sec.core.transitions import Course, Mark
 
 _NEVER_CALLED = Fault("The saga unwinds, and no action server could be reached for a call that was to be made again.", "unwinding")
+
+_BY_HAND = (
+    'Node "{node}" cannot be undone by a call: take back by hand what it did, and say so ("secctl saga mark-undone"), '
+    'or give it up ("secctl saga skip-undo").'
+)
+NULL = Payload.json(None)
+"""The output of a timer."""
 
 # Events
 
@@ -72,10 +85,13 @@ class TakenOver:
 
 @dataclass(frozen=True, slots=True)
 class DoAnswered:
-    """The action server answered a do: with its output, or with a fault that asserts that there is no effect."""
+    """The action server answered a do: with its output, or with a fault that asserts that there is no effect. `spent_s` and `draw` as in
+    `AnswerMissing`."""
 
     node: NodePath
     result: Payload | Fault
+    spent_s: float = 0.0
+    draw: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +144,8 @@ class Dispatch:
     delay_s: float
     timeout_s: float
     spent_s: float = 0.0
+    until_us: int = 0
+    """The call is over by this instant (0: there is none): the node is given up then."""
     injected_error: bool = False
     """Do not call: answer a fault in the action server's place."""
     repeats: int = 1
@@ -154,34 +172,43 @@ Effect = Dispatch | Hurry | Withhold
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What to write, then what to do. `course`, `mishaps` and `controls` are those of the saga once the records are applied."""
+    """What to write, then what to do. `course`, `mishaps` and `controls` are those of the saga once the records are applied.
+
+    `wake_at_us` is the instant at which to call `decide` again, whatever else happens; 0: there is none.
+    """
 
     records: tuple[Record, ...]
     effects: tuple[Effect, ...]
     course: Course
     mishaps: tuple[Mishap, ...]
     controls: Controls
+    wake_at_us: int = 0
 
 
-def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] | None = None) -> Ready:
-    """What follows from events, taken in order.
+def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] | None = None, now_us: int = 0) -> Ready:
+    """What follows from events, taken in order, and from what time it is: `now_us`, microseconds since 1970 by the wall clock.
 
     `offered` are the actions that some action server offers now (None: all). A node whose action is not among them stays startable: it
     is not started, so that nothing has to be undone that never had a chance to run. Call again with `Begin` when that changes.
     """
-    draft = _Draft(state)
+    draft = _Draft(state, now_us)
     with state.rehearsal():
         for event in events:
             draft.take(event)
+        draft.end_waits()  # before the clock is looked at: what has come is in time
+        draft.look_at_the_clock()
+        draft.end_waits()
         draft.advance(offered)
-        return Ready(tuple(draft.records), tuple(draft.wanted_effects()), state.course, state.mishaps, state.controls)
+        effects, wake_at_us = tuple(draft.wanted_effects()), min((due.us for due in state.dues.values()), default=0)
+        return Ready(tuple(draft.records), effects, state.course, state.mishaps, state.controls, wake_at_us)
 
 
 class _Draft:
     """The records and effects of one `decide`, while the state rehearses them."""
 
-    def __init__(self, state: SagaState) -> None:
+    def __init__(self, state: SagaState, now_us: int) -> None:
         self.state = state
+        self.now_us = now_us
         self.records: list[Record] = []
         self.effects: list[Effect] = []
         self.was_running = state.course is Course.RUNNING
@@ -193,52 +220,128 @@ class _Draft:
             case TakenOver(epoch, sec_node):
                 self._write(OwnerChanged(epoch, sec_node))
                 for index in sorted(self.state.in_flight):
-                    self._dispatch(index)
+                    if index in self.state.expired:
+                        self._write(OutcomeUnknown(self._path(index), self._why_unknown(index)))
+                    else:
+                        self._dispatch(index)
             case DoAnswered(node, result):
-                self._write(Failed(node, result) if isinstance(result, Fault) else Succeeded(node, result))
-                if self.state.course is Course.RUNNING and (node, True) in self.state.controls.breakpoints:
-                    self._hit(node, after=True)
+                if not isinstance(result, Fault):
+                    self._succeed(node, result)
+                elif self._is_forward_only(node):
+                    self._try_again(event, result)
+                else:
+                    self._write(Failed(node, result))
             case UndoAnswered(node, fault):
                 self._write(UndoFinished(node) if fault is None else UndoFailed(node, fault))
             case AnswerMissing():
                 self._answer_missing(event)
             case NotWaitedFor(node):
-                if self.state.in_flight.get(self.state.graph.by_path.get(node, -1)) is Phase.DO:  # else its answer came first
-                    self._write(OutcomeUnknown(node, self._why_unknown(node)))
+                index = self.state.graph.by_path.get(node, -1)
+                if self.state.in_flight.get(index) is Phase.DO:  # else its answer came first
+                    self._write(OutcomeUnknown(node, self._why_unknown(index)))
             case Ordered():
                 self._order(event)
             case _:
                 assert_never(event)
 
+    def look_at_the_clock(self) -> None:
+        """Takes note of what the clock has brought, after all events have been taken: an answer that is there is in time too."""
+        state = self.state
+        passed = sorted((due.us, path) for path, due in state.dues.items() if due.us <= self.now_us)
+        for _, path in passed:
+            due = state.dues.get(path)
+            if due is None or state.course is not Course.RUNNING:
+                continue  # one before it has ended all that
+            if due.then is None:
+                self._succeed(path, NULL)
+                continue
+            self._write(DeadlinePassed(path))
+            index = state.graph.by_path.get(path, -1)
+            if due.then is OnDeadline.PAUSE:
+                self._withhold()
+            elif index in state.expired and index in state.in_flight:
+                self.effects.append(Hurry(index))
+
+    def end_waits(self) -> None:
+        """Of signals: those that have come, and those that are not waited for any longer."""
+        state = self.state
+        if state.course is not Course.RUNNING:
+            return
+        for index in sorted(state.waiting):
+            path = self._path(index)
+            if index in state.signals:
+                self._succeed(path, state.signals[index])
+            elif index in state.expired:
+                self._write(Failed(path, Fault(f'The signal of node "{path}" did not come by its deadline.', "deadline_passed")))
+                return
+
     def advance(self, offered: AbstractSet[str] | None) -> None:
         """Starts what may start, after all events have been taken."""
         state = self.state
         if state.course is Course.RUNNING:
-            for index in self._startable():
-                action = state.graph.nodes[index].action
-                assert action is not None, "only actions become startable"
-                if offered is not None and action.action not in offered:
-                    continue
-                if not self._may_start():
-                    break
-                if (self._path(index), False) in state.controls.breakpoints:
-                    self._hit(self._path(index), after=False)
-                    if not self._may_start():
-                        break
-                self._write(Started(self._path(index)))
-                self._dispatch(index)
+            while self._start(offered):
+                pass  # a wait that was over before it began has let others start
             if state.marks[state.graph.final] is Mark.SUCCEEDED:
                 self._write(Done(Outcome.DONE))
         elif state.course is Course.UNWINDING:
             if self.was_running:
                 self._hurry()
-            for index in sorted(state.undoable):
-                if not self._may_start():
-                    break
-                self._write(UndoStarted(self._path(index)))
-                self._dispatch(index)
+            self._undo()
             if state.unwound:
                 self._write(Done(Outcome.UNDONE))
+
+    def _start(self, offered: AbstractSet[str] | None) -> bool:
+        """True when there may be more to start now."""
+        state = self.state
+        for index in self._startable():
+            node, path = state.graph.nodes[index], self._path(index)
+            if node.action is not None and offered is not None and node.action.action not in offered:
+                continue
+            if not self._may_start(node):
+                continue
+            if (path, False) in state.controls.breakpoints:
+                self._hit(path, after=False)
+                if not self._may_start(node):
+                    continue
+            due_us = self._due_us(node)
+            self._write(Started(path, due_us))
+            if index in state.signals:
+                self._succeed(path, state.signals[index])
+                return True
+            if node.timer is not None and due_us <= self.now_us:
+                self._succeed(path, NULL)
+                return True
+            if node.action is not None:
+                self._dispatch(index)
+        return False
+
+    def _undo(self) -> None:
+        """Undoes what may be undone. Those without an undo action come when nothing else is left to do: they need an operator."""
+        state = self.state
+        by_hand = []
+        for index in sorted(state.undoable):
+            node, path = state.graph.nodes[index], self._path(index)
+            if not node.has_undo_action:
+                by_hand.append(path)
+            elif self._may_start(node):
+                self._write(UndoStarted(path))
+                self._dispatch(index)
+        if not state.in_flight and len(by_hand) == len(state.undoable) and not state.controls.paused:
+            for path in by_hand:
+                self._write(UndoFailed(path, Fault(_BY_HAND.format(node=path), "undone_by_hand")))
+
+    def _due_us(self, node: GraphNode) -> int:
+        """The instant that a node gets with its start. What an operator has set stays."""
+        if node.timer is not None:
+            return node.timer.until_us or max(1, self.now_us + round(node.timer.after_s * 1e6))
+        if node.deadline is None or node.path in self.state.deadlines_set:
+            return 0
+        return max(1, self.now_us + round(node.deadline.after_s * 1e6))
+
+    def _succeed(self, node: NodePath, output: Payload) -> None:
+        self._write(Succeeded(node, output))
+        if self.state.course is Course.RUNNING and (node, True) in self.state.controls.breakpoints:
+            self._hit(node, after=True)
 
     def _startable(self) -> list[int]:
         """In order, but what will pause the saga comes first: the others are then not started, only to be withheld."""
@@ -253,11 +356,13 @@ class _Draft:
 
     def _withhold(self) -> None:
         state = self.state
-        self.effects.extend(Withhold(index) for index in sorted(state.in_flight) if not state.controls.may_dispatch(index))
+        held = (index for index in state.in_flight if not state.controls.may_dispatch(index) and index not in state.expired)
+        self.effects.extend(Withhold(index) for index in sorted(held))
 
-    def _may_start(self) -> bool:
+    def _may_start(self, node: GraphNode) -> bool:
         controls = self.state.controls
-        return controls.has_room(len(self.state.in_flight)) and (not controls.paused or controls.steps > 0)
+        room = node.waits or controls.has_room(len(self.state.in_flight))
+        return room and (not controls.paused or controls.steps > 0)
 
     def _order(self, event: Ordered) -> None:
         state, command = self.state, event.command
@@ -271,7 +376,7 @@ class _Draft:
             case Pause():
                 self._withhold()
             case Resume():
-                for index in sorted(state.in_flight):
+                for index in sorted(state.in_flight.keys() - state.expired.keys()):
                     self._dispatch(index)
             case RetryUndo(node):
                 self._write(UndoStarted(node))
@@ -280,7 +385,7 @@ class _Draft:
                 self._write(UndoSkipped(node, reason))
             case MarkUndone(node):
                 self._write(UndoFinished(node))
-            case Abort() | Step() | SetBreakpoint() | SetMaxInFlight() | InjectError() | InjectRepeat():
+            case Abort() | Step() | SetBreakpoint() | SetMaxInFlight() | InjectError() | InjectRepeat() | Signal() | SetDeadline():
                 pass
             case _:
                 assert_never(command)
@@ -295,10 +400,10 @@ class _Draft:
         attempt = tries.count + 1
         self._write(AttemptUnknown(event.node, event.phase, attempt, event.error, event.spent_s))
         index = state.graph.index_of(event.node)
-        if event.phase is Phase.DO and state.course is not Course.RUNNING:
-            self._write(OutcomeUnknown(event.node, event.error))
+        if event.phase is Phase.DO and (state.course is not Course.RUNNING or index in state.expired):
+            self._write(OutcomeUnknown(event.node, self._why_unknown(index)))
             return
-        call = next_call(self._policy(index, event.phase), attempt, event.spent_s, event.draw)
+        call = self._next_call(index, event.phase, attempt, event.spent_s, event.draw)
         if call is not None:
             self._dispatch(index, call)
         elif event.phase is Phase.DO:
@@ -306,14 +411,31 @@ class _Draft:
         else:
             self._write(UndoFailed(event.node, event.error))
 
+    def _try_again(self, event: DoAnswered, fault: Fault) -> None:
+        """Behind a point of no return a failure is not the end."""
+        index = self.state.graph.index_of(event.node)
+        attempt = self.state.tries.get(index, NO_TRIES).count + 1
+        self._write(AttemptFailed(event.node, attempt, fault, event.spent_s))
+        self._dispatch(index, self._next_call(index, Phase.DO, attempt, event.spent_s, event.draw))
+
+    def _next_call(self, index: int, phase: Phase, calls_made: int, spent_s: float, draw: float) -> NextCall | None:
+        policy = self._policy(index, phase)
+        if phase is Phase.DO and self.state.graph.nodes[index].never_given_up:
+            return next_call_of_many(policy, calls_made, draw)
+        return next_call(policy, calls_made, spent_s, draw)
+
     def wanted_effects(self) -> list[Effect]:
-        """The effects without what a later event of the same batch has overtaken: it answered the node, dispatched it anew, or paused the saga."""
+        """The effects without what came later in the same step: the node was answered, dispatched anew, or has expired, or the saga paused."""
         state = self.state
-        latest = {e.node: e for e in self.effects if isinstance(e, Dispatch) and state.controls.may_dispatch(e.node)}
+        dispatches = [e for e in self.effects if isinstance(e, Dispatch) and e.node not in state.expired]
+        latest = {e.node: e for e in dispatches if state.controls.may_dispatch(e.node)}
         return [e for e in self.effects if e.node in state.in_flight and (not isinstance(e, Dispatch) or latest.get(e.node) is e)]
 
-    def _why_unknown(self, node: NodePath) -> Fault:
-        tries = self.state.tries.get(self.state.graph.by_path.get(node, -1), NO_TRIES)
+    def _why_unknown(self, index: int) -> Fault:
+        tries = self.state.tries.get(index, NO_TRIES)
+        if index in self.state.expired:
+            last = "" if tries.last is None else f" The last that went wrong: {tries.last.error.message}"
+            return Fault(f'Node "{self._path(index)}" did not end by its deadline.{last}', "deadline_passed")
         return _NEVER_CALLED if tries.last is None else tries.last.error
 
     def _hurry(self) -> None:
@@ -322,14 +444,12 @@ class _Draft:
     def _dispatch(self, index: int, call: NextCall | None = None) -> None:
         """Dispatches the node's next attempt; at once, unless the policy said otherwise."""
         controls = self.state.controls
-        if not controls.may_dispatch(index):
-            return
         phase = self.state.in_flight[index]
         tries = self.state.tries.get(index, NO_TRIES)
         if call is None:
-            policy = self._policy(index, phase)
             # Where no call is left by the policy, a takeover still makes one: only an answer can tell what the last one did.
-            call = next_call(policy, 0, tries.spent_s, 0.0) or NextCall(0.0, policy.attempt_timeout_s)
+            again = NextCall(0.0, self._policy(index, phase).attempt_timeout_s)
+            call = self._next_call(index, phase, 0, tries.spent_s, 0.0) or again
         key = (self._path(index), phase)
         self.effects.append(
             Dispatch(
@@ -339,10 +459,20 @@ class _Draft:
                 call.delay_s,
                 call.timeout_s,
                 tries.spent_s,
+                self._until_us(index, phase),
                 injected_error=key in controls.errors,
                 repeats=controls.repeats.get(key, 1),
             )
         )
+
+    def _until_us(self, index: int, phase: Phase) -> int:
+        """A call does not outlast the deadline of a node that is then given up."""
+        due = self.state.dues.get(self._path(index))
+        return due.us if phase is Phase.DO and due is not None and due.then is OnDeadline.FAIL else 0
+
+    def _is_forward_only(self, path: NodePath) -> bool:
+        index = self.state.graph.by_path.get(path)
+        return index is not None and self.state.graph.nodes[index].forward_only
 
     def _policy(self, index: int, phase: Phase) -> RetryPolicy:
         action = self.state.graph.nodes[index].action

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
 
-from sec_model import Payload
+from sec_model import Deadline, Payload
 from sec_model.commands import Command, NodePath, Phase
 
 __all__ = [
+    "AttemptFailed",
     "AttemptUnknown",
     "BreakpointHit",
     "Commanded",
     "Created",
+    "DeadlinePassed",
     "Done",
     "Epoch",
     "Failed",
@@ -72,11 +74,14 @@ class Fault:
 class Created:
     uid: str
     definition_hash: str
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StartRequested:
-    pass
+    """`due_us` is when the saga's deadline is; 0: it has none."""
+
+    due_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,10 @@ class OwnerChanged:
 
 @dataclass(frozen=True, slots=True)
 class Started:
+    """`due_us` is when the node's deadline is, or, of a timer, the instant that it waits for; 0: there is none."""
+
     node: NodePath
+    due_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,16 @@ class AttemptUnknown:
 
     node: NodePath
     phase: Phase
+    attempt: int
+    error: Fault
+    spent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """Behind a point of no return. `attempt` and `spent_s` as in `AttemptUnknown`."""
+
+    node: NodePath
     attempt: int
     error: Fault
     spent_s: float
@@ -162,8 +180,26 @@ class BreakpointHit:
     after: bool
 
 
-NodeRecord = Started | Succeeded | Failed | AttemptUnknown | OutcomeUnknown | UndoStarted | UndoFinished | UndoFailed | UndoSkipped
-SagaRecord = Created | StartRequested | OwnerChanged | Commanded | BreakpointHit | Done
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    """`node` empty: that of the saga."""
+
+    node: NodePath
+
+
+NodeRecord = (
+    Started
+    | Succeeded
+    | Failed
+    | AttemptUnknown
+    | AttemptFailed
+    | OutcomeUnknown
+    | UndoStarted
+    | UndoFinished
+    | UndoFailed
+    | UndoSkipped
+)
+SagaRecord = Created | StartRequested | OwnerChanged | Commanded | BreakpointHit | DeadlinePassed | Done
 Record = NodeRecord | SagaRecord
 
 

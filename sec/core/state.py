@@ -12,17 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sec_model import Graph, Payload
-from sec_model.commands import Abort
-from sec_model.graph import GraphNode
+from sec_model import Deadline, Graph, OnDeadline, Payload
+from sec_model.commands import Abort, Pause, SetDeadline, Signal
+from sec_model.graph import GraphNode, NodeKind
 
-from sec.core.controls import Controls, refusal
+from sec.core.controls import Controls
 from sec.core.errors import CorruptLog, IllegalTransition
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
     Created,
+    DeadlinePassed,
     Done,
     Epoch,
     Failed,
@@ -52,7 +54,7 @@ _MISSING = object()
 
 @dataclass(frozen=True, slots=True)
 class Tries:
-    """Calls without a known outcome of the phase that a node is in; `last` is the latest of them."""
+    """Calls without an outcome of the phase that a node is in; `last` is the latest of them."""
 
     count: int
     spent_s: float
@@ -72,11 +74,19 @@ class Mishap:
     error: Fault
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """An instant by the wall clock, in microseconds, and what happens then. None: a timer has waited long enough."""
+
+    us: int
+    then: OnDeadline | None
+
+
 class SagaState:
     """What the log of one saga implies. Read it freely; change it with `apply` alone.
 
-    Nodes are numbers of `graph`. `startable` and `undoable` are sets of the nodes whose action (undo action)
-    may be dispatched as far as the graph is concerned; `in_flight` are those with a start but no outcome in the log.
+    Nodes are numbers of `graph`. `startable` and `undoable` are sets of the nodes that may be started (undone)
+    as far as the graph is concerned; `in_flight` are actions with a start but no outcome in the log, `waiting` the signals and timers.
     """
 
     def __init__(self, saga_id: SagaId, graph: Graph) -> None:
@@ -92,6 +102,18 @@ class SagaState:
         self.startable: dict[int, None] = {}
         self.undoable: dict[int, None] = {}
         self.in_flight: dict[int, Phase] = {}
+        self.waiting: dict[int, None] = {}
+        self.signals: dict[int, Payload] = {}
+        """What was sent to signal nodes, be they reached or not."""
+        self.deadline: Deadline | None = None
+        self.dues: dict[NodePath, Due] = {}
+        """What the clock will bring, by node (empty: the saga), while the saga goes forward."""
+        self.deadlines_set: dict[NodePath, None] = {}
+        """Nodes of which an operator has said when they are due, or that they are not."""
+        self.expired: dict[int, None] = {}
+        """Nodes that have begun, and are to be given up: their deadline has passed."""
+        self.failures: dict[int, int] = {}
+        """How often an action behind a point of no return has failed."""
         self.undo_failed: dict[int, None] = {}
         self.outputs: dict[int, Payload] = {}
         self.tries: dict[int, Tries] = {}
@@ -116,8 +138,18 @@ class SagaState:
         return self.outputs[node.index]
 
     def idempotency_key(self, index: int) -> str:
-        """Names the effect of a node, over retries and owners, for its action and its undo action alike."""
-        return f"{self.uid}/{self.graph.nodes[index].path}"
+        """Names the effect of a node, over retries and owners, for its action and its undo action alike.
+
+        A failure says that the effect of this name never will be, so what is tried again after it has another name.
+        """
+        failures = self.failures.get(index, 0)
+        return f"{self.uid}/{self.graph.nodes[index].path}" + (f"~{failures + 1}" if failures else "")
+
+    @property
+    def point_passed(self) -> int | None:
+        """The node with which the saga has come to its point of no return: it has taken effect, or may have."""
+        marks = self.marks
+        return next((i for i in self.graph.points_of_no_return if marks[i] in (Mark.STARTED, Mark.SUCCEEDED)), None)
 
     @property
     def unwound(self) -> bool:
@@ -131,12 +163,19 @@ class SagaState:
         if type(record) not in SAGA_ACCEPTS[self.course]:
             raise self._illegal(record, f"the saga is {self.course.value}")
         match record:
-            case Created(uid, definition_hash):
+            case Created(uid, definition_hash, deadline):
                 self._set("uid", uid)
                 self._set("definition_hash", definition_hash)
+                self._set("deadline", deadline)
+                confirmed_first = frozenset((NodePath(n.path), False) for n in self.graph.nodes if n.needs_confirmation)
+                self._set("controls", Controls(breakpoints=confirmed_first))
                 self._set("course", Course.CREATED)
-            case StartRequested():
+            case StartRequested(due_us):
+                if (due_us != 0) != (self.deadline is not None):
+                    raise self._illegal(record, "an instant for its deadline belongs to a saga with a deadline, and to no other")
                 self._set("course", Course.RUNNING)
+                if self.deadline is not None:
+                    self._put(self.dues, NodePath(""), Due(due_us, self.deadline.then))
                 for node in self.graph.nodes:
                     if not node.parents:
                         self._all_parents_succeeded(node)
@@ -150,7 +189,9 @@ class SagaState:
             case BreakpointHit(node, after):
                 if (node, after) not in self.controls.breakpoints:
                     raise self._illegal(record, "there is no such breakpoint")
-                self._set("controls", self.controls.hit(node, after))
+                self._set("controls", self.controls.hit(node, after, self._why_paused_at(node, after)))
+            case DeadlinePassed(node):
+                self._deadline_passed(record, node)
             case Done(outcome):
                 self._done(record, outcome)
             case _:
@@ -208,44 +249,87 @@ class SagaState:
         if record.command_id in self.commands:
             raise self._illegal(record, f'the command "{record.command_id}" has been taken up already')
         if not record.refused:
-            because = refusal(self, record.command)
-            if because:
-                raise self._illegal(record, because)
+            match record.command:
+                case Abort(reason):
+                    if self.course is not Course.RUNNING or self.point_passed is not None:
+                        raise self._illegal(record, "it cannot begin to unwind")
+                    self._unwind_for(NodePath(""), Fault(reason or "An operator aborted the saga.", "aborted"))
+                case Signal(node, data):
+                    self._put(self.signals, self._waiting_node(record, node), data)
+                case SetDeadline(node, then, due_us):
+                    self._put(self.deadlines_set, node, None)
+                    if due_us:
+                        self._put(self.dues, node, Due(due_us, then))
+                    else:
+                        self._drop(self.dues, node)
+                case _:
+                    pass
             self._set("controls", self.controls.ordered(record.command))
-            if isinstance(record.command, Abort):
-                fault = Fault(record.command.reason or "An operator aborted the saga.", "aborted")
-                self._set("mishaps", (*self.mishaps, Mishap(self.next_sequence, NodePath(""), Phase.DO, fault)))
-                self._begin_unwinding()
         self._set("commands", self.commands | {record.command_id})
+
+    def _waiting_node(self, record: Record, path: NodePath) -> int:
+        index = self.graph.by_path.get(path)
+        if index is None or self.graph.nodes[index].kind is not NodeKind.SIGNAL or index in self.signals:
+            raise self._illegal(record, f'no node "{path}" waits for a signal')
+        return index
+
+    def _why_paused_at(self, node: NodePath, after: bool) -> str:
+        if not after and self.graph.nodes[self.graph.by_path[node]].needs_confirmation:
+            return f'Node "{node}" cannot be undone by a call: resume the saga to let it run, or abort it.'
+        return f'Breakpoint {"after" if after else "before"} node "{node}".'
+
+    # the rules for deadlines
+
+    def _deadline_passed(self, record: DeadlinePassed, path: NodePath) -> None:
+        due = self.dues.get(path)
+        if due is None or due.then is None:
+            raise self._illegal(record, f'there is no deadline of "{path}"' if path else "it has no deadline")
+        self._drop(self.dues, path)
+        what = f'Node "{path}"' if path else "The saga"
+        fault = Fault(f"{what} did not end by its deadline.", "deadline_passed")
+        if due.then is OnDeadline.PAUSE:
+            if not self.controls.paused:
+                self._set("controls", self.controls.ordered(Pause(fault.message)))
+        elif self.point_passed is None:
+            index = self.graph.by_path.get(path)
+            if index in self.in_flight or index in self.waiting:
+                self._put(self.expired, index, None)
+            else:
+                self._unwind_for(path, fault)
+
+    def _unwind_for(self, node: NodePath, fault: Fault) -> None:
+        """Unwinds for another reason than an outcome."""
+        self._set("mishaps", (*self.mishaps, Mishap(self.next_sequence, node, Phase.DO, fault)))
+        self._begin_unwinding()
 
     # the rules for records of nodes
 
     def _apply_to_node(self, record: NodeRecord) -> None:
         index = self.graph.by_path.get(record.node)
         if index is None or self.graph.nodes[index].instant:
-            raise self._illegal(record, f'the saga has no node "{record.node}" that has an action')
-        mark = self.marks[index]
+            raise self._illegal(record, f'the saga has no node "{record.node}" that has records')
+        mark, node = self.marks[index], self.graph.nodes[index]
         target = NODE_TRANSITIONS.get((mark, type(record)))
         if target is None:
             raise self._illegal(record, f"the node is {mark.value}")
         match record:
-            case Started():
-                if index not in self.startable:
-                    raise self._illegal(record, "not all of its parents have succeeded")
-                self._require_leave_to_start(record)
-                self._set("controls", self.controls.started(index))
-                self._drop(self.startable, index)
-                self._put(self.in_flight, index, Phase.DO)
-                self._set("_unsettled", self._unsettled + 1)
+            case Started(_, due_us):
+                self._start(record, node, due_us)
             case Succeeded(_, output):
+                if node.kind is NodeKind.SIGNAL and self.signals.get(index) != output:
+                    raise self._illegal(record, "it has not got this as its signal")
                 self._put(self.outputs, index, output)
-            case AttemptUnknown(node, phase, attempt, error, spent_s):
-                expected = self.tries.get(index, NO_TRIES).count + 1
-                if phase is not self.in_flight[index] or attempt != expected:
-                    raise self._illegal(record, f"attempt {expected} of its {self.in_flight[index].value} comes next")
-                last = Mishap(self.next_sequence, node, phase, error)
-                self._put(self.tries, index, Tries(attempt, spent_s, last))
+            case AttemptUnknown(_, phase, attempt, error, spent_s):
+                self._attempted(record, node, phase, attempt, error, spent_s)
+            case AttemptFailed(path, attempt, error, spent_s):
+                if not node.forward_only:
+                    raise self._illegal(record, "it is not behind a point of no return")
+                self._attempted(record, node, Phase.DO, attempt, error, spent_s)
+                self._put(self.failures, index, self.failures.get(index, 0) + 1)
+                self._set("controls", self.controls.answered(path, Phase.DO))
             case UndoStarted():
+                if not node.has_undo_action:
+                    raise self._illegal(record, "it has no undo action")
                 if index not in self.undoable and mark is not Mark.UNDO_FAILED:
                     raise self._illegal(record, "not all of its children are undone, abandoned or failed")
                 if self.course is Course.STUCK and mark is not Mark.UNDO_FAILED:
@@ -260,17 +344,50 @@ class SagaState:
                 self._put(self.in_flight, index, Phase.UNDO)
             case UndoSkipped() | UndoFinished():
                 self._drop(self.undo_failed, index)
-            case Failed() | OutcomeUnknown() | UndoFailed():
-                pass
+            case Failed():
+                if node.forward_only:
+                    raise self._illegal(record, "it is behind a point of no return")
+            case OutcomeUnknown():
+                if node.never_given_up or node.waits:
+                    raise self._illegal(record, "it is not to be given up")
+            case UndoFailed():
+                if mark is not Mark.UNDO_STARTED and not (node.undone_by_hand and index in self.undoable):
+                    raise self._illegal(record, "it is not to be undone by hand, not yet or never")
+                self._drop(self.undoable, index)
         self._put(self.marks, index, target)
         self._note_mishap(record)
         if target is not Mark.STARTED and target is not Mark.UNDO_STARTED:
-            phase = self.in_flight.get(index, Phase.UNDO)
-            self._set("controls", self.controls.settled(index, record.node, phase))
+            self._set("controls", self.controls.answered(record.node, self.in_flight.get(index, Phase.UNDO)).settled(index))
             self._drop(self.in_flight, index)
+            self._drop(self.waiting, index)
+            self._drop(self.expired, index)
+            self._drop(self.dues, record.node)
             self._drop(self.tries, index)
-            self._outcome(self.graph.nodes[index], target)
+            self._outcome(node, target)
         self._set("course", self._course_after())
+
+    def _start(self, record: Started, node: GraphNode, due_us: int) -> None:
+        if node.index not in self.startable:
+            raise self._illegal(record, "not all of its parents have succeeded")
+        self._require_leave_to_start(record)
+        self._set("controls", self.controls.started(node.index))
+        self._drop(self.startable, node.index)
+        if node.waits:
+            self._put(self.waiting, node.index, None)
+        else:
+            self._put(self.in_flight, node.index, Phase.DO)
+        if due_us:
+            self._put(self.dues, record.node, Due(due_us, None if node.deadline is None else node.deadline.then))
+        self._set("_unsettled", self._unsettled + 1)
+
+    def _attempted(self, record: NodeRecord, node: GraphNode, phase: Phase, attempt: int, error: Fault, spent_s: float) -> None:
+        """A call has ended and another one is to come, or the node is given up."""
+        now = self.in_flight.get(node.index)
+        expected = self.tries.get(node.index, NO_TRIES).count + 1
+        if phase is not now or attempt != expected:
+            raise self._illegal(record, f"attempt {expected} of its {now.value} comes next" if now else "it is never called")
+        last = Mishap(self.next_sequence, record.node, phase, error)
+        self._put(self.tries, node.index, Tries(attempt, spent_s, last))
 
     def _require_leave_to_start(self, record: NodeRecord) -> None:
         if self.controls.paused and not self.controls.steps:
@@ -346,6 +463,13 @@ class SagaState:
     def _begin_unwinding(self) -> None:
         """From here on nothing starts. Nodes that never did are abandoned, so only the others are counted."""
         self._set("course", Course.UNWINDING)
+        for path in list(self.dues):
+            self._drop(self.dues, path)
+        for index in list(self.waiting):
+            self._drop(self.waiting, index)
+            self._drop(self.expired, index)
+            self._put(self.marks, index, Mark.GIVEN_UP)
+            self._set("_unsettled", self._unsettled - 1)
         for index in list(self.startable):
             self._drop(self.startable, index)
         for node in self.graph.nodes:
@@ -361,7 +485,7 @@ class SagaState:
     def _undo_if_free(self, node: GraphNode) -> None:
         if self._children_open[node.index] or self.marks[node.index] not in (Mark.SUCCEEDED, Mark.OUTCOME_UNKNOWN):
             return
-        if node.instant:
+        if node.needs_no_undo:
             self._put(self.marks, node.index, Mark.UNDO_FINISHED)
             self._set("_unsettled", self._unsettled - 1)
             self._settled(node)
@@ -376,7 +500,7 @@ class SagaState:
                 left = self._children_open[parent_index] - 1
                 self._put(self._children_open, parent_index, left)
                 parent = self.graph.nodes[parent_index]
-                if left == 0 and parent.instant and self.marks[parent_index] is Mark.SUCCEEDED:
+                if left == 0 and parent.needs_no_undo and self.marks[parent_index] in (Mark.SUCCEEDED, Mark.OUTCOME_UNKNOWN):
                     self._put(self.marks, parent_index, Mark.UNDO_FINISHED)
                     self._set("_unsettled", self._unsettled - 1)
                     settled.append(parent)
@@ -407,7 +531,7 @@ class SagaState:
             self._journal.append((container, key, old))
         container[key] = value
 
-    def _drop(self, container: dict[int, Any], key: int) -> None:
+    def _drop(self, container: dict[Any, Any], key: Any) -> None:
         old = container.pop(key, _MISSING)
         if old is not _MISSING and self._journal is not None:
             self._journal.append((container, key, old))

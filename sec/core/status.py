@@ -26,6 +26,7 @@ class NodeState(Enum):
     UNDONE = "undone"
     UNDO_FAILED = "undo-failed"
     UNDO_SKIPPED = "undo-skipped"
+    WAITING = "waiting"
 
 
 def node_state(state: SagaState, index: int) -> NodeState:
@@ -40,8 +41,12 @@ def node_state(state: SagaState, index: int) -> NodeState:
                 return NodeState.ABANDONED
             ready = all(state.marks[p] is Mark.SUCCEEDED for p in node.parents)
             return NodeState.QUEUED if ready else NodeState.BLOCKED
+        case Mark.STARTED if node.waits:
+            return NodeState.WAITING
         case Mark.STARTED:
             return NodeState.RETRYING if index in state.tries else NodeState.WORKING
+        case Mark.GIVEN_UP:
+            return NodeState.ABANDONED
         case Mark.SUCCEEDED:
             return NodeState.UNDO_QUEUED if backward else NodeState.DONE
         case Mark.FAILED:

@@ -10,10 +10,12 @@ The tables are the source of the state diagram in the documentation.
 from enum import Enum
 
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
     Created,
+    DeadlinePassed,
     Done,
     Failed,
     NodeRecord,
@@ -38,6 +40,8 @@ class Mark(Enum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     OUTCOME_UNKNOWN = "outcome_unknown"
+    GIVEN_UP = "given_up"
+    """It waited for a signal or an instant when the unwinding began. No record says so: it follows from that."""
     UNDO_STARTED = "undo_started"
     UNDO_FINISHED = "undo_finished"
     UNDO_FAILED = "undo_failed"
@@ -67,6 +71,7 @@ NODE_TRANSITIONS: dict[tuple[Mark, type[NodeRecord]], Mark] = {
     (Mark.STARTED, Succeeded): Mark.SUCCEEDED,
     (Mark.STARTED, Failed): Mark.FAILED,
     (Mark.STARTED, AttemptUnknown): Mark.STARTED,
+    (Mark.STARTED, AttemptFailed): Mark.STARTED,
     (Mark.STARTED, OutcomeUnknown): Mark.OUTCOME_UNKNOWN,
     # backward
     (Mark.SUCCEEDED, UndoStarted): Mark.UNDO_STARTED,
@@ -74,20 +79,35 @@ NODE_TRANSITIONS: dict[tuple[Mark, type[NodeRecord]], Mark] = {
     (Mark.UNDO_STARTED, AttemptUnknown): Mark.UNDO_STARTED,
     (Mark.UNDO_STARTED, UndoFinished): Mark.UNDO_FINISHED,
     (Mark.UNDO_STARTED, UndoFailed): Mark.UNDO_FAILED,
+    # of a node that has to be undone by hand
+    (Mark.SUCCEEDED, UndoFailed): Mark.UNDO_FAILED,
+    (Mark.OUTCOME_UNKNOWN, UndoFailed): Mark.UNDO_FAILED,
     # an operator's
     (Mark.UNDO_FAILED, UndoStarted): Mark.UNDO_STARTED,
     (Mark.UNDO_FAILED, UndoSkipped): Mark.UNDO_SKIPPED,
     (Mark.UNDO_FAILED, UndoFinished): Mark.UNDO_FINISHED,
 }
 
-SETTLED = frozenset({Mark.FAILED, Mark.UNDO_FINISHED, Mark.UNDO_SKIPPED})
+SETTLED = frozenset({Mark.FAILED, Mark.GIVEN_UP, Mark.UNDO_FINISHED, Mark.UNDO_SKIPPED})
 """Marks of a node that needs nothing more while a saga unwinds. `NEVER_STARTED` is settled too: such a node is abandoned."""
 
 SAGA_ACCEPTS: dict[Course, frozenset[type[Record]]] = {
     Course.NONEXISTENT: frozenset({Created}),
     Course.CREATED: frozenset({StartRequested}),
     Course.RUNNING: frozenset(
-        {OwnerChanged, Commanded, BreakpointHit, Started, Succeeded, Failed, AttemptUnknown, OutcomeUnknown, Done}
+        {
+            OwnerChanged,
+            Commanded,
+            BreakpointHit,
+            DeadlinePassed,
+            Started,
+            Succeeded,
+            Failed,
+            AttemptUnknown,
+            AttemptFailed,
+            OutcomeUnknown,
+            Done,
+        }
     ),
     Course.UNWINDING: frozenset(
         {

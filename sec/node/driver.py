@@ -6,7 +6,7 @@ that is closed, for whatever reason, writes and dispatches nothing any more.
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol, assert_never
 
@@ -37,6 +37,12 @@ from sec.store.sagas import SagaHead
 _log = logging.getLogger(__name__)
 
 
+MAX_SLEEP_S = 3600.0
+"""Between two looks at the clock: the wall clock can be set, and the event loop's does not follow it."""
+
+MIN_TIMEOUT_S = 0.001
+"""Of a call that is made in the last moment before a deadline."""
+
 BUSY_PAUSE_S = 0.05
 MAX_BUSY_PAUSE_S = 2.0
 """Between calls of action servers that are too busy. They do not count as attempts, so that a rush of sagas does not make them fail."""
@@ -59,6 +65,10 @@ class Host(Protocol):
 
     def draw(self) -> float:
         """A random number in [0, 1)."""
+        ...
+
+    def now_us(self) -> int:
+        """Microseconds since 1970 by the wall clock, by which deadlines and timers go."""
         ...
 
     def at_most(self, events: list[Event]) -> int:
@@ -100,9 +110,10 @@ class _Stage(Enum):
 
 @dataclass(slots=True)
 class _InFlight:
-    """A dispatch of this driver that has not been answered."""
+    """A node of which something is under way: a dispatch, or what came of it."""
 
-    dispatch: Dispatch
+    node: int
+    path: NodePath
     stage: _Stage
     task: "asyncio.Task[None] | None" = None
     hurried: bool = False
@@ -123,6 +134,7 @@ class SagaDriver:
         self._inbox: list[Event] = []
         self._step: asyncio.Task[None] | None = None
         self._in_flight: dict[int, _InFlight] = {}
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def saga_id(self) -> SagaId:
@@ -151,6 +163,7 @@ class SagaDriver:
         """Stops at once and does not wait for an append under way, which its fence takes care of."""
         self.closed = True
         self._inbox.clear()
+        self._wake_at(0)
         for in_flight in self._in_flight.values():
             if in_flight.task is not None:
                 in_flight.task.cancel()
@@ -162,7 +175,7 @@ class SagaDriver:
             while self._inbox and not self.closed:
                 count = self._host.at_most(self._inbox)
                 events, self._inbox = self._inbox[:count], self._inbox[count:]
-                ready = decide(self.state, events, self._host.offered)
+                ready = decide(self.state, events, self._host.offered, self._host.now_us())
                 if ready.records:
                     await self._host.append(self, ready)
                     for record in ready.records:
@@ -194,6 +207,16 @@ class SagaDriver:
             return
         for effect in ready.effects:
             self._run_effect(effect)
+        self._wake_at(ready.wake_at_us)
+
+    def _wake_at(self, instant_us: int) -> None:
+        """Looks at the clock again at this instant; 0: not until something happens."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if instant_us:
+            wait_s = min(max(0.0, (instant_us - self._host.now_us()) / 1e6), MAX_SLEEP_S)
+            self._alarm = asyncio.get_running_loop().call_later(wait_s, self.post, Begin())
 
     def _forget_answered(self, events: list[Event]) -> None:
         """A node's dispatch is over when what came of it is in the log: until then the node must not be dispatched again."""
@@ -207,11 +230,9 @@ class SagaDriver:
                 if node in self._in_flight:
                     self._in_flight[node].withheld = False
                 else:
-                    in_flight = _InFlight(effect, _Stage.PAUSING)
-                    self._in_flight[node] = in_flight
-                    path = self.state.graph.nodes[node].path
+                    in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _Stage.PAUSING)
                     in_flight.task = asyncio.get_running_loop().create_task(
-                        self._dispatch(in_flight), name=f"{self.saga_id}/{path}"
+                        self._dispatch(in_flight, effect), name=f"{self.saga_id}/{in_flight.path}"
                     )
             case Hurry(node):
                 self._hurry(node)
@@ -222,13 +243,16 @@ class SagaDriver:
 
     def _hurry(self, node: int) -> None:
         in_flight = self._in_flight.get(node)
-        if in_flight is None:  # it was withheld
-            self.post(NotWaitedFor(NodePath(self.state.graph.nodes[node].path)))
+        if in_flight is None:  # it was withheld, and must not be dispatched any more
+            in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _Stage.ANSWERED)
+            self.post(NotWaitedFor(in_flight.path))
             return
         in_flight.hurried = True
         if in_flight.stage in (_Stage.PAUSING, _Stage.WAITING):
-            self._drop(in_flight)
-            self.post(NotWaitedFor(self._path(in_flight)))
+            if in_flight.task is not None:
+                in_flight.task.cancel()
+            in_flight.stage = _Stage.ANSWERED
+            self.post(NotWaitedFor(in_flight.path))
 
     def _withhold(self, node: int) -> None:
         in_flight = self._in_flight.get(node)
@@ -236,25 +260,21 @@ class SagaDriver:
             return
         in_flight.withheld = True
         if in_flight.stage in (_Stage.PAUSING, _Stage.WAITING):
-            self._drop(in_flight)
+            if in_flight.task is not None:
+                in_flight.task.cancel()
+            del self._in_flight[node]
 
-    def _drop(self, in_flight: _InFlight) -> None:
-        """Ends a dispatch whose call is not under way."""
-        if in_flight.task is not None:
-            in_flight.task.cancel()
-        del self._in_flight[in_flight.dispatch.node]
-
-    async def _dispatch(self, in_flight: _InFlight) -> None:
+    async def _dispatch(self, in_flight: _InFlight, dispatch: Dispatch) -> None:
         """One dispatch, from its pause to its answer."""
-        dispatch, loop = in_flight.dispatch, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         if dispatch.injected_error:
-            self._answered(in_flight, Fault("An operator had this call fail.", "injected"))
+            self._answered(in_flight, dispatch, Fault("An operator had this call fail.", "injected"), dispatch.spent_s)
             return
         if dispatch.delay_s:
             await asyncio.sleep(dispatch.delay_s)
         spent_s = dispatch.spent_s + dispatch.delay_s
         call = self._call(dispatch)
-        busy_pause_s = BUSY_PAUSE_S
+        calls_left, busy_pause_s = dispatch.repeats, BUSY_PAUSE_S
         while True:
             in_flight.stage = _Stage.WAITING
             await self._host.wait_for_server(call.action)
@@ -262,18 +282,20 @@ class SagaDriver:
                 return  # the session is as good as lost, and whoever looks after it closes this driver
             in_flight.stage = _Stage.CALLING
             began = loop.time()
-            for _ in range(dispatch.repeats):
-                answer = await self._host.call(call)
+            answer = await self._host.call(self._in_time(call, dispatch))
             if self.closed:
                 return
             if not isinstance(answer, NotOffered | Busy):
+                calls_left -= 1
+                if calls_left and isinstance(answer, Answered):
+                    continue
                 break
             if in_flight.hurried:
                 in_flight.stage = _Stage.ANSWERED
-                self.post(NotWaitedFor(self._path(in_flight)))
+                self.post(NotWaitedFor(in_flight.path))
                 return
             if in_flight.withheld:
-                del self._in_flight[dispatch.node]
+                del self._in_flight[in_flight.node]
                 return
             if isinstance(answer, Busy):
                 in_flight.stage = _Stage.WAITING
@@ -282,29 +304,35 @@ class SagaDriver:
         spent_s += loop.time() - began
         match answer:
             case Answered(result):
-                self._answered(in_flight, result)
+                self._answered(in_flight, dispatch, result, spent_s)
             case Unanswered(error):
-                self._answer_missing(in_flight, error, spent_s)
+                self._answer_missing(in_flight, dispatch, error, spent_s)
             case StaleEpoch(message):
-                await self._refused(in_flight, message, spent_s)
+                await self._refused(in_flight, dispatch, message, spent_s)
             case _:
                 assert_never(answer)
 
-    def _answered(self, in_flight: _InFlight, result: Payload | Fault | None) -> None:
-        node = self._path(in_flight)
+    def _in_time(self, call: Call, dispatch: Dispatch) -> Call:
+        """The call with no more time than its node has."""
+        if not dispatch.until_us:
+            return call
+        left_s = (dispatch.until_us - self._host.now_us()) / 1e6
+        return replace(call, timeout_s=max(MIN_TIMEOUT_S, min(call.timeout_s, left_s)))
+
+    def _answered(self, in_flight: _InFlight, dispatch: Dispatch, result: Payload | Fault | None, spent_s: float) -> None:
         in_flight.stage = _Stage.ANSWERED
-        if in_flight.dispatch.phase is Phase.UNDO:
+        if dispatch.phase is Phase.UNDO:
             assert not isinstance(result, Payload)
-            self.post(UndoAnswered(node, result))
+            self.post(UndoAnswered(in_flight.path, result))
         else:
             assert result is not None
-            self.post(DoAnswered(node, result))
+            self.post(DoAnswered(in_flight.path, result, spent_s, self._host.draw()))
 
-    def _answer_missing(self, in_flight: _InFlight, error: Fault, spent_s: float) -> None:
+    def _answer_missing(self, in_flight: _InFlight, dispatch: Dispatch, error: Fault, spent_s: float) -> None:
         in_flight.stage = _Stage.ANSWERED
-        self.post(AnswerMissing(self._path(in_flight), in_flight.dispatch.phase, error, spent_s, self._host.draw()))
+        self.post(AnswerMissing(in_flight.path, dispatch.phase, error, spent_s, self._host.draw()))
 
-    async def _refused(self, in_flight: _InFlight, message: str, spent_s: float) -> None:
+    async def _refused(self, in_flight: _InFlight, dispatch: Dispatch, message: str, spent_s: float) -> None:
         """An action server knows of a later owner. The store has the last word on that."""
         try:
             owned = await self._host.still_owned(self)
@@ -314,9 +342,9 @@ class SagaDriver:
             return
         if owned:
             error = Fault(f"The action server refused the call as one of a former owner, which it is not: {message}", "stale_epoch")
-            self._answer_missing(in_flight, error, spent_s)
+            self._answer_missing(in_flight, dispatch, error, spent_s)
         else:
-            self._in_flight.pop(in_flight.dispatch.node)  # its task is this one: it must not cancel itself
+            self._in_flight.pop(in_flight.node)  # its task is this one: it must not cancel itself
             self.shut()
             self._host.lost(self, f'An action server refused a call of saga "{self.saga_id}" in epoch {self.epoch}: {message}')
 
@@ -340,5 +368,5 @@ class SagaDriver:
             timeout_s=dispatch.timeout_s,
         )
 
-    def _path(self, in_flight: _InFlight) -> NodePath:
-        return NodePath(self.state.graph.nodes[in_flight.dispatch.node].path)
+    def _path(self, node: int) -> NodePath:
+        return NodePath(self.state.graph.nodes[node].path)

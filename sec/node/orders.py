@@ -1,7 +1,7 @@
 """Commands that wait in the store for the owners of their sagas, mirrored, and handed to the drivers of ours."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 from sec_model.commands_codec import command_from_proto
@@ -14,8 +14,9 @@ from sec.store.mirror import Change, Mirror
 
 _log = logging.getLogger(__name__)
 
-MAX_PER_STEP = 4
-"""Commands that one append takes up: each is one operation more in its transaction."""
+MAX_PER_STEP = 32
+"""Commands that one append takes up: each is one operation more in its transaction. Those that were given before the start are to be taken
+up before the first node starts, and so by one step."""
 
 
 class Orders:
@@ -43,11 +44,18 @@ class Orders:
                 if not waiting:
                     self._waiting.pop(saga_id, None)
                 continue
-            try:
-                message = coordinator_pb2.CommandSagaRequest.FromString(change.new.value)
-                ordered = Ordered(command_id, message.by, command_from_proto(message.command))
-            except (DecodeError, ValueError) as error:
-                _log.error('The command "%s" for saga "%s" cannot be read and waits: %s', command_id, saga_id, error)
-                continue
-            self._waiting.setdefault(saga_id, {})[command_id] = ordered
-            self._deliver(saga_id, ordered)
+            for ordered in read_orders(saga_id, [(command_id, change.new.value)]):
+                self._waiting.setdefault(saga_id, {})[command_id] = ordered
+                self._deliver(saga_id, ordered)
+
+
+def read_orders(saga_id: SagaId, commands: Iterable[tuple[str, bytes]]) -> list[Ordered]:
+    """Commands as the store has them. One that this version cannot read is left to wait."""
+    orders = []
+    for command_id, data in commands:
+        try:
+            message = coordinator_pb2.CommandSagaRequest.FromString(data)
+            orders.append(Ordered(command_id, message.by, command_from_proto(message.command)))
+        except (DecodeError, ValueError) as error:
+            _log.error('The command "%s" for saga "%s" cannot be read and waits: %s', command_id, saga_id, error)
+    return orders

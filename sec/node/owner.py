@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
 from sec_model import Graph
+from sec_model.commands import Signal
 
 from sec.core.decide import AnswerMissing, Begin, DoAnswered, Event, Ordered, Ready, TakenOver, UndoAnswered, decide
 from sec.core.errors import CorruptLog
@@ -20,7 +21,7 @@ from sec.dispatch.calls import Answer, Call
 from sec.dispatch.directory import Directory
 from sec.node.claims import Claims
 from sec.node.driver import SagaDriver
-from sec.node.orders import MAX_PER_STEP, Orders
+from sec.node.orders import MAX_PER_STEP, Orders, read_orders
 from sec.node.settings import Settings
 from sec.store.definitions import DefinitionStore
 from sec.store.errors import Fenced, WrongState
@@ -29,15 +30,15 @@ from sec.store.kv import KvError, LeaseNotFound
 from sec.store.mirror import Mirror
 from sec.store.sagas import Claimed, GiveUp, Ownership, SagaHead, SagaStore, Submitted
 from sec.store.session import Session
-from sec.summaries import summary_of, unreadable_summary
+from sec.summaries import Summary, summary_of, unreadable_summary
 
 _log = logging.getLogger(__name__)
 
-WriteFirst = Callable[[tuple[Record, ...], Ownership | None], Awaitable[Submitted]]
+WriteFirst = Callable[[tuple[Record, ...], Summary, Ownership | None], Awaitable[Submitted]]
 
 
 def wall_clock_us() -> int:
-    """For people only: nothing is ordered or decided by it."""
+    """Microseconds since 1970. For people, and for the deadlines and timers that they set: nothing is ordered by it."""
     return time.time_ns() // 1000
 
 
@@ -121,17 +122,18 @@ class Owner:
         Raises `SagaExists`, `WrongState` (the definition is gone), and `KvError`.
         """
         state = SagaState(head.saga_id, graph)
-        records: tuple[Record, ...] = (Created(head.uid, head.definition_hash),)
+        records: tuple[Record, ...] = (Created(head.uid, head.definition_hash, head.deadline),)
         if start:
-            records += (StartRequested(),)
+            records += (_start_requested(head),)
         for record in records:
             state.apply(record)
-        summary = summary_of(head, state.course, ())
 
-        async def write(written: tuple[Record, ...], owner: Ownership | None) -> Submitted:
+        async def write(written: tuple[Record, ...], summary: Summary, owner: Ownership | None) -> Submitted:
             return await self._sagas.submit(head, written, summary, owner, started=start, give_up=give_up)
 
-        return await self._begin(head, state, records, write) if start else await write(records, None)
+        if start:
+            return await self._begin(head, state, records, write)
+        return await write(records, summary_of(head, state.course, ()), None)
 
     async def start(self, saga_id: SagaId, give_up: GiveUp) -> None:
         """Starts a saga that was created and not started. Raises `SagaNotFound`, `WrongState`, `CorruptLog`, `KvError`."""
@@ -146,47 +148,59 @@ class Owner:
             )
         if state.course is not Course.CREATED:
             raise WrongState(f'Saga "{saga_id}" has been started already.')
-        first_sequence = state.next_sequence
-        state.apply(StartRequested())
-        summary = summary_of(stored.head, state.course, ())
+        first_sequence, requested = state.next_sequence, _start_requested(stored.head)
+        state.apply(requested)
+        orders = read_orders(saga_id, await self._sagas.commands(saga_id))[:MAX_PER_STEP]
 
-        async def write(written: tuple[Record, ...], owner: Ownership | None) -> Submitted:
-            return await self._sagas.start(saga_id, first_sequence, written, summary, owner, give_up)
+        async def write(written: tuple[Record, ...], summary: Summary, owner: Ownership | None) -> Submitted:
+            taken_up = [record.command_id for record in written if isinstance(record, Commanded)]
+            return await self._sagas.start(saga_id, first_sequence, written, summary, owner, give_up, taken_up)
 
-        await self._begin(stored.head, state, (StartRequested(),), write)
+        await self._begin(stored.head, state, (requested,), write, orders)
 
-    async def _begin(self, head: SagaHead, state: SagaState, records: tuple[Record, ...], write: WriteFirst) -> Submitted:
+    async def _begin(
+        self,
+        head: SagaHead,
+        state: SagaState,
+        records: tuple[Record, ...],
+        write: WriteFirst,
+        orders: Sequence[Ordered] = (),
+    ) -> Submitted:
         """Has the records that start a saga written, with us as its owner and our first step along with them, when this node takes sagas.
 
-        `state` has the records applied.
+        `state` has the records applied. `orders` were given before the start.
         """
         session = self._session
         if session is not None:
-            first = self._first_step(state)
-            together = records if first is None else records + first.records
+            first = self._first_step(state, orders)
+            ready = first or Ready((), (), state.course, (), state.controls)
+            summary = summary_of(head, ready.course, ready.mishaps, controls=ready.controls, now_us=wall_clock_us())
             try:
-                submitted = await write(together, Ownership(self._settings.name, session.lease))
+                submitted = await write(records + ready.records, summary, Ownership(self._settings.name, session.lease))
             except LeaseNotFound:
                 _log.debug("The session is gone, of which we will hear soon: somebody else runs the saga.")
             else:
                 if submitted.epoch is not None:
-                    self._adopt(session, head, state, submitted.epoch, first)
+                    self._adopt(session, head, state, submitted.epoch, first, orders)
                 return submitted
-        return await write(records, None)
+        return await write(records, summary_of(head, state.course, ()), None)
 
-    def _first_step(self, state: SagaState) -> Ready | None:
+    def _first_step(self, state: SagaState, orders: Sequence[Ordered]) -> Ready | None:
         """The step that can share the transaction that starts a saga. None when it would end it there and then."""
-        ready = decide(state, [Begin()], self._directory.offered)
+        ready = decide(state, [*orders, Begin()], self._directory.offered, wall_clock_us())
         return None if any(isinstance(record, Done) for record in ready.records) else ready
 
-    def _adopt(self, session: Session, head: SagaHead, state: SagaState, epoch: Epoch, first: Ready | None) -> None:
-        """Drives a saga that was created with us as its owner."""
+    def _adopt(
+        self, session: Session, head: SagaHead, state: SagaState, epoch: Epoch, first: Ready | None, orders: Sequence[Ordered]
+    ) -> None:
+        """Drives a saga that was started with us as its owner. `orders` were given before; `first`, if there is one, has taken them up."""
         if self._session is not session:
-            return  # it went with the session
+            self._let_go(session, head.saga_id, epoch)
+            return
         state.epoch, state.owner = epoch, self._settings.name
         driver = SagaDriver(head, state, epoch, self)
         self.drivers[head.saga_id] = driver
-        for ordered in self._orders.of(head.saga_id):
+        for ordered in (*orders, *self._orders.of(head.saga_id)):  # the same one twice is one
             driver.post(ordered)
         if first is None:
             driver.post(Begin())
@@ -225,17 +239,26 @@ class Owner:
             _log.warning('The definition of saga "%s" could not be read; giving the saga up: %s', head.saga_id, error)
             await self._release(session, [(head.saga_id, claimed.epoch)])
             return
-        if self._session is session:
-            driver = SagaDriver(head, state, claimed.epoch, self)
-            self.drivers[head.saga_id] = driver
-            driver.post(TakenOver(claimed.epoch, self._settings.name))
-            for ordered in self._orders.of(head.saga_id):
-                driver.post(ordered)
+        if self._session is not session:
+            self._let_go(session, head.saga_id, claimed.epoch)
+            return
+        driver = SagaDriver(head, state, claimed.epoch, self)
+        self.drivers[head.saga_id] = driver
+        driver.post(TakenOver(claimed.epoch, self._settings.name))
+        # Some may have been given since the claim, and some the mirror may not have seen yet.
+        for ordered in (*read_orders(head.saga_id, claimed.commands), *self._orders.of(head.saga_id)):
+            driver.post(ordered)
+
+    def _let_go(self, session: Session, saga_id: SagaId, epoch: Epoch) -> None:
+        """A saga became ours too late: we take none any more. It goes with the session, unless that lasts, since we are only drained."""
+        self._note(self._release(session, [(saga_id, epoch)]))
 
     async def _cannot_read(self, session: Session, head: SagaHead, epoch: Epoch, reason: str) -> None:
         _log.error('SEC node "%s" cannot run saga "%s": %s', self._settings.name, head.saga_id, reason)
-        if self._session is session:
-            self.unreadable[head.saga_id] = epoch
+        if self._session is not session:
+            self._let_go(session, head.saga_id, epoch)
+            return
+        self.unreadable[head.saga_id] = epoch
         summary = unreadable_summary(head, reason, wall_clock_us())
         try:
             await self._sagas.update_summary(head.saga_id, epoch, summary, self._give_up(session))
@@ -289,6 +312,9 @@ class Owner:
 
     def draw(self) -> float:
         return self._rng.random()
+
+    def now_us(self) -> int:
+        return wall_clock_us()
 
     def at_most(self, events: list[Event]) -> int:
         """Bounded so that what they bring fits into a transaction, with the records that follow from them."""
@@ -363,11 +389,17 @@ class Owner:
             del self.drivers[driver.saga_id]
 
 
+def _start_requested(head: SagaHead) -> StartRequested:
+    return StartRequested(0 if head.deadline is None else wall_clock_us() + round(head.deadline.after_s * 1e6))
+
+
 def _payload_bytes(event: Event) -> int:
     match event:
         case DoAnswered(_, Fault(data=data)) | UndoAnswered(_, Fault(data=data)) | AnswerMissing(error=Fault(data=data)):
             return 16_384 + (len(data.data) if data is not None else 0)
         case DoAnswered(_, result) if not isinstance(result, Fault):
             return len(result.data)
+        case Ordered(command=Signal(data=data)):
+            return 2 * len(data.data)  # in the command and in the output
         case _:
             return 0

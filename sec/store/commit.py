@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 from sec.store.kv import MAX_TXN_BYTES, MAX_TXN_OPS, Delete, Get, Kv, KvError, KvRefused, LeaseNotFound, Put, Txn, TxnResult
 
-MAX_OPS_PER_SAGA = 12
-"""The most operations or compares that one small transaction has. etcd adds the levels of nesting up."""
-MAX_SAGAS = MAX_TXN_OPS - MAX_OPS_PER_SAGA
+MAX_OPS_PER_SAGA = 48
+"""The most operations or compares that one small transaction has. Most have less than ten."""
 MAX_BYTES = MAX_TXN_BYTES - 64 * 1024
 """What is left after framing."""
 IN_FLIGHT = 4
@@ -24,6 +23,7 @@ class _Waiting:
     saga_id: str
     txn: Txn
     size: int
+    ops: int
     answer: "asyncio.Future[TxnResult]"
 
 
@@ -47,9 +47,10 @@ class GroupCommit:
 
         Raises what `Kv.txn` raises. When the caller is cancelled the transaction may still be carried out.
         """
-        assert max(len(txn.compares), len(txn.then), len(txn.otherwise)) <= MAX_OPS_PER_SAGA
+        ops = max(len(txn.compares), len(txn.then), len(txn.otherwise))
+        assert ops <= MAX_OPS_PER_SAGA
         answer: asyncio.Future[TxnResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(saga_id, txn, _size(txn), answer))
+        self._waiting.append(_Waiting(saga_id, txn, _size(txn), ops, answer))
         self._schedule()
         return await answer
 
@@ -68,12 +69,15 @@ class GroupCommit:
         self._fill_scheduled = False
         bundle: dict[str, _Waiting] = {}
         put_back: list[_Waiting] = []
-        size = 0
-        while self._waiting and len(bundle) < MAX_SAGAS:
+        size, ops = 0, 0
+        while self._waiting:
             waiting = self._waiting.popleft()
+            ops = max(ops, waiting.ops)
             if waiting.saga_id in bundle:  # etcd refuses a transaction that writes a key twice
                 put_back.append(waiting)
-            elif bundle and size + waiting.size > MAX_BYTES:
+            elif bundle and (
+                size + waiting.size > MAX_BYTES or len(bundle) + 1 + ops > MAX_TXN_OPS
+            ):  # the levels of nesting add up
                 put_back.append(waiting)
                 break
             else:

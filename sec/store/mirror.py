@@ -39,7 +39,7 @@ class Mirror:
         self._listeners: list[OnChanges] = []
 
     def subscribe(self, listener: OnChanges) -> Callable[[], None]:
-        """Calls the listener with the changes of each revision after they are in `items`. Returns what ends that."""
+        """Calls the listener with the changes, in the order of their revisions, after they are in `items`. Returns what ends that."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -58,7 +58,7 @@ class Mirror:
 
     async def _read(self) -> Revision:
         result = await self._kv.get(Get(self.prefix, prefix_end(self.prefix)))
-        fresh = {item.key: item for item in result.items}
+        fresh = {item.key: item for item in sorted(result.items, key=lambda item: item.mod_revision)}
         changes = [Change(key, old, None) for key, old in self.items.items() if key not in fresh]
         for key, item in fresh.items():
             old = self.items.get(key)

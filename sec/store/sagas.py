@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
-from sec_model import Payload
-from sec_model.codec import payload_from_proto, payload_to_proto
+from sec_model import Deadline, Payload
+from sec_model.codec import deadline_from_proto, deadline_to_proto, payload_from_proto, payload_to_proto
 from sec_protos.storage.v1 import storage_pb2
 from sec_protos.v1 import coordinator_pb2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
@@ -81,6 +81,7 @@ class SagaHead:
     params: Payload
     labels: dict[str, str]
     created_us: int
+    deadline: Deadline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,8 @@ class Claimed:
 
     epoch: Epoch
     saga: StoredSaga
+    commands: list[tuple[str, bytes]]
+    """Those that wait for its owner, in the order in which they were given: their ids and messages."""
 
 
 class SagaStore:
@@ -167,8 +170,10 @@ class SagaStore:
         present = _head_from_bytes(item.value)
         if present.uid == head.uid:  # an earlier try of ours landed
             return Submitted(True, Epoch(item.create_revision) if owner else None)
-        if (present.definition_hash, present.params, present.labels) != (head.definition_hash, head.params, head.labels):
-            raise SagaExists(f'Saga "{saga_id}" exists with another definition, other params or other labels. Choose another id.')
+        if _content(present) != _content(head):
+            raise SagaExists(
+                f'Saga "{saga_id}" exists with another definition, other params, other labels or another deadline. Choose another id.'
+            )
         return Submitted(False, None)
 
     async def start(
@@ -179,8 +184,9 @@ class SagaStore:
         summary: Summary,
         owner: Ownership | None,
         give_up: GiveUp,
+        commands: Sequence[str] = (),
     ) -> Submitted:
-        """Starts a saga that was created and not started; with an `owner` it is owned from the same transaction on.
+        """Starts a saga that was created and not started; with an `owner` it is owned from the same transaction on. `commands` as in `append`.
 
         Raises `WrongState` when somebody else has started it meanwhile.
         """
@@ -191,6 +197,7 @@ class SagaStore:
             Put(log_key, batch),
             Delete(keys.created(saga_id)),
             Put(keys.active(saga_id), summary.SerializeToString()),
+            *(Delete(keys.command(saga_id, command_id)) for command_id in commands),
         ]
         if owner is not None:
             then.append(Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease))
@@ -257,10 +264,23 @@ class SagaStore:
             raise Fenced(f'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}.')
 
     async def command(self, saga_id: SagaId, command_id: str, message: bytes, give_up: GiveUp) -> bool:
-        """Keeps a command for the owner of an active saga. False when the saga is not active (any more). Idempotent while it waits."""
-        key = self._keys.command(saga_id, command_id)
-        txn = Txn([exists(self._keys.active(saga_id))], [Put(key, message)])
-        return (await self._commit(saga_id, txn, give_up)).succeeded
+        """Keeps a command for the owner of a saga. False when the saga has ended. Idempotent while it waits."""
+        keep = [Put(self._keys.command(saga_id, command_id), message)]
+        # A saga goes from created to active to ended, so that one that is neither when it is asked in this order has ended.
+        for place in (self._keys.created(saga_id), self._keys.active(saga_id)):
+            if (await self._commit(saga_id, Txn([exists(place)], keep), give_up)).succeeded:
+                return True
+        return False
+
+    async def commands(self, saga_id: SagaId) -> list[tuple[str, bytes]]:
+        """The commands that wait for the owner of a saga, in the order in which they were given: their ids and messages."""
+        prefix = self._keys.commands_of(saga_id)
+        return self._commands(saga_id, await self._kv.get(Get(prefix, prefix_end(prefix))))
+
+    def _commands(self, saga_id: SagaId, waiting: object) -> list[tuple[str, bytes]]:
+        assert isinstance(waiting, GetResult)
+        items = sorted(waiting.items, key=lambda item: item.create_revision)
+        return [(item.key[len(self._keys.commands_of(saga_id)) :].decode(), item.value) for item in items]
 
     async def drop_command(self, saga_id: SagaId, command_id: str, give_up: GiveUp) -> None:
         """Removes a command that the log shows as taken up."""
@@ -274,15 +294,18 @@ class SagaStore:
     async def _claim(self, saga_id: SagaId, owner: Ownership, give_up: GiveUp) -> Claimed | None:
         keys = self._keys
         put = Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease)
-        reads = self._reads(saga_id)
+        waiting = keys.commands_of(saga_id)
+        reads = [*self._reads(saga_id), Get(waiting, prefix_end(waiting))]
         txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], reads)
         result = await self._commit(saga_id, txn, give_up)
-        if result.succeeded:
-            return Claimed(Epoch(result.revision), self._stored(saga_id, result.results, result.revision))
-        item = _only(result.results[2])
-        if item is not None and item.lease == owner.lease:  # an earlier try of ours landed
-            return Claimed(Epoch(item.create_revision), self._stored(saga_id, result.results, result.revision))
-        return None
+        epoch = Epoch(result.revision)
+        if not result.succeeded:
+            item = _only(result.results[2])
+            if item is None or item.lease != owner.lease:
+                return None
+            epoch = Epoch(item.create_revision)  # an earlier try of ours landed
+        saga = self._stored(saga_id, result.results, result.revision)
+        return Claimed(epoch, saga, self._commands(saga_id, result.results[3]))
 
     async def release(self, sagas: Sequence[tuple[SagaId, Epoch]], give_up: GiveUp) -> None:
         """Gives up sagas, so that others can claim them at once. Those that we no longer own are left alone. What the store refuses waits."""
@@ -372,6 +395,11 @@ def _owner_text(result: object) -> str:
     return "nobody owns it" if item is None else f'"{item.value.decode()}" owns it in epoch {item.create_revision}'
 
 
+def _content(head: SagaHead) -> tuple[object, ...]:
+    """What makes two submits under one id the same."""
+    return head.definition_hash, head.params, head.labels, head.deadline
+
+
 def _head_to_bytes(head: SagaHead) -> bytes:
     return storage_pb2.StoredSaga(
         saga_id=head.saga_id,
@@ -381,13 +409,15 @@ def _head_to_bytes(head: SagaHead) -> bytes:
         params=payload_to_proto(head.params),
         labels=head.labels,
         created_us=head.created_us,
+        deadline=deadline_to_proto(head.deadline),
     ).SerializeToString(deterministic=True)
 
 
 def _head_from_bytes(data: bytes) -> SagaHead:
     try:
         stored = storage_pb2.StoredSaga.FromString(data)
-    except DecodeError as error:
+        deadline = deadline_from_proto(stored.deadline) if stored.HasField("deadline") else None
+    except (DecodeError, ValueError) as error:
         raise CorruptLog(f"What a saga was submitted with cannot be read: {error}") from error
     return SagaHead(
         SagaId(stored.saga_id),
@@ -397,4 +427,5 @@ def _head_from_bytes(data: bytes) -> SagaHead:
         payload_from_proto(stored.params),
         dict(stored.labels),
         stored.created_us,
+        deadline,
     )

@@ -14,6 +14,7 @@ from sec_client import SagaState
 from sec_client.aio import Client
 from sec_client.kit import ActionServer, Call, MemoryStore
 from sec_model.codec import definition_to_proto
+from sec_protos.v1 import commands_pb2 as cp
 from sec_protos.v1 import common_pb2, coordinator_pb2_grpc
 from sec_protos.v1 import coordinator_pb2 as pb
 from sec_protos.v1 import definition_pb2 as dp
@@ -83,6 +84,11 @@ def step(name: str, *after: str, reads: tuple[str, ...] = ()) -> dp.NodeDefiniti
     return dp.NodeDefinition(name=name, depends_on=after, inputs=inputs, action=dp.ActionNode(action="step"))
 
 
+def waits(name: str, **deadline: Any) -> dp.NodeDefinition:
+    """A signal node with a deadline."""
+    return dp.NodeDefinition(name=name, signal=dp.SignalNode(deadline=dp.Deadline(**deadline)))
+
+
 BAD_SUBMITS: dict[str, tuple[pb.SubmitSagaRequest, str, str]] = {
     "no definition": (pb.SubmitSagaRequest(saga_id="s1"), "invalid_definition", 'The saga "" has no nodes.'),
     "saga id": (pb.SubmitSagaRequest(saga_id="a/b", definition=CHAIN), "invalid_argument", 'The saga id "a/b" is not valid'),
@@ -111,8 +117,53 @@ BAD_SUBMITS: dict[str, tuple[pb.SubmitSagaRequest, str, str]] = {
     "node of no kind": (
         pb.SubmitSagaRequest(saga_id="s1", definition=saga(dp.NodeDefinition(name="a"))),
         "invalid_definition",
-        'Node "a" is neither an action nor a constant nor a subsaga.',
+        'Node "a" is of no kind that this version knows: action, constant, signal, timer, subsaga.',
     ),
+    "unknown undo policy": (
+        pb.SubmitSagaRequest(
+            saga_id="s1", definition=saga(dp.NodeDefinition(name="a", action=dp.ActionNode(action="step", undo=77)))
+        ),  # type: ignore[arg-type]
+        "invalid_definition",
+        'Node "a" has the unknown undo policy 77.',
+    ),
+    "deadline of a node": (
+        pb.SubmitSagaRequest(saga_id="s1", definition=saga(waits("a", after_s=float("nan")))),
+        "invalid_definition",
+        'The deadline of node "a" is nan seconds; it must be above 0 and at most 3153600000.',
+    ),
+    "unknown consequence of a node's deadline": (
+        pb.SubmitSagaRequest(saga_id="s1", definition=saga(waits("a", after_s=1, then=9))),
+        "invalid_definition",
+        'Node "a": A deadline has the unknown consequence 9.',
+    ),
+    "timer of nothing": (
+        pb.SubmitSagaRequest(saga_id="s1", definition=saga(dp.NodeDefinition(name="a", timer=dp.TimerNode()))),
+        "invalid_definition",
+        'The timer "a" has nothing to wait for',
+    ),
+    "endless timer": (
+        pb.SubmitSagaRequest(saga_id="s1", definition=saga(dp.NodeDefinition(name="a", timer=dp.TimerNode(after_s=float("inf"))))),
+        "invalid_definition",
+        'The timer "a" waits inf seconds; it must be above 0',
+    ),
+    "timer before 1970": (
+        pb.SubmitSagaRequest(saga_id="s1", definition=saga(dp.NodeDefinition(name="a", timer=dp.TimerNode(until_us=-1)))),
+        "invalid_definition",
+        'The timer "a" waits until -1 microseconds since 1970',
+    ),
+    "unknown consequence of the saga's deadline": (
+        pb.SubmitSagaRequest(saga_id="s1", definition=CHAIN, deadline=dp.Deadline(after_s=1, then=9)),  # type: ignore[arg-type]
+        "invalid_argument",
+        'Saga "s1": A deadline has the unknown consequence 9.',
+    ),
+    **{
+        f"deadline of the saga: {seconds}": (
+            pb.SubmitSagaRequest(saga_id="s1", definition=CHAIN, deadline=dp.Deadline(after_s=seconds)),
+            "invalid_argument",
+            f'The deadline of saga "s1" is {seconds} seconds; it must be above 0 and at most 3153600000.',
+        )
+        for seconds in (0.0, -1.0, 4e9, float("inf"), float("nan"))
+    },
     "large params": (
         pb.SubmitSagaRequest(saga_id="s1", definition=CHAIN, params=common_pb2.Payload(data=b"x" * 300_000)),
         "payload_too_large",
@@ -173,7 +224,95 @@ async def test_an_action_that_nobody_offers_is_refused_when_that_is_wished(desk:
     assert desk.written() == 0
 
 
+def deadline_of(node: str = "", **set_deadline: Any) -> cp.Command:
+    return cp.Command(set_deadline=cp.SetDeadline(node=node, **set_deadline))
+
+
+def signal_to(node: str, data: bytes = b"", content_type: str = "") -> cp.Command:
+    return cp.Command(signal=cp.Signal(node=node, data=common_pb2.Payload(data=data, content_type=content_type)))
+
+
+ONE_OF_THEM = "give one of them and not both."
+IN_RANGE = "give not below 0, and at most 3153600000 seconds from now."
+BAD_COMMANDS: dict[str, tuple[cp.Command, str]] = {
+    "both": (
+        deadline_of(after_s=1.5, due_us=7),
+        f"sets a deadline after 1.5 seconds or at 7 microseconds since 1970: {ONE_OF_THEM}",
+    ),
+    "negative": (deadline_of("a", after_s=-1), f"sets a deadline after -1.0 seconds or at 0 microseconds since 1970: {IN_RANGE}"),
+    "NaN": (deadline_of(after_s=float("nan")), f"sets a deadline after nan seconds or at 0 microseconds since 1970: {IN_RANGE}"),
+    "infinite": (
+        deadline_of(after_s=float("inf")),
+        f"sets a deadline after inf seconds or at 0 microseconds since 1970: {IN_RANGE}",
+    ),
+    "too far": (deadline_of(after_s=4e9), IN_RANGE),
+    "before 1970": (deadline_of(due_us=-1), IN_RANGE),
+    "beyond every calendar": (deadline_of(due_us=2**62), IN_RANGE),
+    "unknown consequence": (deadline_of(after_s=1, then=9), "is not complete. A deadline has the unknown consequence 9."),
+    "oversize signal": (signal_to("w", b"x" * 16_384), "bytes; at most 16384 are allowed."),
+    "content type": (signal_to("w", b"x", "y" * 129), "with a content type of 129 characters; at most 128 are allowed."),
+    "nothing": (cp.Command(), "is not complete. A command is of a kind that this version does not know."),
+}
+
+
+@pytest.mark.parametrize("case", BAD_COMMANDS)
+async def test_a_bad_command_is_refused_and_leaves_nothing_behind(desk: Desk, case: str) -> None:
+    command, sentence = BAD_COMMANDS[case]
+    definition = saga(dp.NodeDefinition(name="w", signal=dp.SignalNode()), step("a", "w"))
+    await desk.stub.SubmitSaga(pb.SubmitSagaRequest(saga_id="s1", definition=definition))
+    before = desk.written()
+    refusal = await desk.refusal("CommandSaga", pb.CommandSagaRequest(saga_id="s1", command_id="c1", command=command))
+    assert (refusal.status, refusal.detail.saga_id) == (Code.INVALID_ARGUMENT, "s1")
+    assert refusal.message.startswith('Command "c1" for saga "s1" ')
+    assert sentence in refusal.message
+    assert refusal.detail.definite
+    assert not refusal.detail.retryable
+    assert desk.written() == before
+    state = desk.cluster.members["n1"].node.owner.drivers["s1"].state  # type: ignore[index]
+    assert (state.dues, state.signals) == ({}, {})
+
+
+NONSENSE: dict[str, tuple[cp.Command, str]] = {
+    "signal to no signal": (signal_to("a"), 'Node "a" of saga "s1" does not wait for a signal.'),
+    "signal to nobody": (signal_to("x"), 'Saga "s1" has no node "x".'),
+    "deadline of nobody": (deadline_of("x", after_s=1), 'Saga "s1" has no node "x".'),
+    "deadline of a timer": (deadline_of("t", after_s=1), 'Node "t" of saga "s1" is a timer, which ends by itself.'),
+}
+
+
+@pytest.mark.parametrize("case", NONSENSE)
+async def test_a_command_that_makes_no_sense_is_refused_before_and_after_the_start(desk: Desk, case: str) -> None:
+    command, sentence = NONSENSE[case]
+    timer = dp.NodeDefinition(name="t", depends_on=["w"], timer=dp.TimerNode(after_s=60))
+    definition = saga(dp.NodeDefinition(name="w", signal=dp.SignalNode()), timer, step("a", "t"))
+    await desk.stub.SubmitSaga(pb.SubmitSagaRequest(saga_id="s1", definition=definition, start_later=True))
+    message = pb.CommandSagaRequest(saga_id="s1", command_id="c1", command=command)
+    before = await desk.refusal("CommandSaga", message)
+    await desk.stub.StartSaga(pb.StartSagaRequest(saga_id="s1"))
+    after = await desk.refusal("CommandSaga", message)
+    for refusal in (before, after):
+        assert (refusal.status, refusal.detail.code) == (Code.FAILED_PRECONDITION, "wrong_state")
+        assert refusal.message == sentence
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (pb.CommandSagaRequest(saga_id="s1", command_id="a/b"), 'The command id "a/b" for saga "s1" is not valid'),
+        (
+            pb.CommandSagaRequest(saga_id="s1", command_id="c1", by="x" * 129),
+            'Command "c1" for saga "s1" is given by 129 characters; at most 128 are allowed.',
+        ),
+    ],
+)
+async def test_who_gives_a_command_and_its_id_are_bounded(desk: Desk, message: Any, sentence: str) -> None:
+    refusal = await desk.refusal("CommandSaga", message)
+    assert refusal.status is Code.INVALID_ARGUMENT
+    assert sentence in refusal.message
+
+
 UNKNOWN = {
+    "CommandSaga": pb.CommandSagaRequest(saga_id="nope", command_id="c1", command=cp.Command(pause=cp.Pause())),
     "GetSaga": pb.GetSagaRequest(saga_id="nope"),
     "StartSaga": pb.StartSagaRequest(saga_id="nope"),
     "WaitSaga": pb.WaitSagaRequest(saga_id="nope"),

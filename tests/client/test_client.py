@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -15,11 +15,13 @@ from sec_client import (
     ActionNotOffered,
     Client,
     ClusterUnavailable,
+    Deadline,
     Definition,
     InvalidArgument,
     InvalidDefinition,
     NodeNotFound,
     NodeState,
+    OnDeadline,
     OutcomeIndeterminate,
     PageExpired,
     Payload,
@@ -42,7 +44,7 @@ from sec_client import (
     new_saga_id,
 )
 from sec_model.codec import definition_from_proto
-from sec_protos.v1 import common_pb2, coordinator_pb2, records_pb2
+from sec_protos.v1 import commands_pb2, common_pb2, coordinator_pb2, definition_pb2, records_pb2
 
 TRIP = Saga("trip").append(action("hotel", "book_hotel"))
 
@@ -83,6 +85,39 @@ async def test_submit_draws_an_id_and_sends_what_was_given(node: FakeNode) -> No
     assert definition_from_proto(message.definition) == TRIP.build()
     assert message.params.data == b'{"guest":"Ada"}'
     assert (dict(message.labels), message.start_later, message.require_actions) == ({"team": "x"}, True, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (1.5, definition_pb2.Deadline(after_s=1.5, then=definition_pb2.ON_DEADLINE_FAIL)),
+        (timedelta(minutes=2), definition_pb2.Deadline(after_s=120, then=definition_pb2.ON_DEADLINE_FAIL)),
+        (Deadline(3, OnDeadline.PAUSE), definition_pb2.Deadline(after_s=3, then=definition_pb2.ON_DEADLINE_PAUSE)),
+    ],
+    ids=str,
+)
+async def test_a_saga_may_have_a_deadline(node: FakeNode, given: Any, sent: definition_pb2.Deadline) -> None:
+    node.answers["SubmitSaga"] = lambda m: coordinator_pb2.SubmitSagaResponse(saga_id=m.saga_id, created=True)
+    node.answers["WaitSaga"] = lambda _: coordinator_pb2.WaitSagaResponse(summary=summary("DONE"), settled=True)
+    async with client_of(node) as client:
+        await client.submit(TRIP)
+        await client.submit(TRIP, deadline=given)
+        await client.run(TRIP, deadline=given)
+    messages = [message for name, message in node.calls if name == "SubmitSaga"]
+    assert [m.deadline if m.HasField("deadline") else None for m in messages] == [None, sent, sent]
+
+
+async def test_a_signal_is_a_command_with_what_was_sent(node: FakeNode) -> None:
+    node.answers["CommandSaga"] = lambda _: coordinator_pb2.CommandSagaResponse()
+    async with client_of(node) as client:
+        drawn = await client.signal("s1", "x/approval", {"by": "Ada"}, by="me")
+        assert await client.signal("s1", "bell", command_id="c1") == "c1"
+    sent = [message for _, message in node.calls]
+    assert [(m.saga_id, m.command_id, m.by) for m in sent] == [("s1", drawn, "me"), ("s1", "c1", "")]
+    assert [(m.command.signal.node, m.command.signal.data.data) for m in sent] == [
+        ("x/approval", b'{"by":"Ada"}'),
+        ("bell", b"null"),
+    ]
 
 
 async def test_a_repeated_submit_has_the_same_id(node: FakeNode, other_node: FakeNode) -> None:
@@ -221,11 +256,13 @@ async def test_get_answers_values(node: FakeNode) -> None:
                 ),
                 output=common_pb2.Payload(data=b'"v"'),
                 rank=1,
-            )
+            ),
+            coordinator_pb2.NodeStatus(node="w", state=coordinator_pb2.NODE_STATE_WAITING, due_us=4_500_000),
         ],
         errors=[error("x/y", "No.", 2)],
         next_sequence=9,
         epoch=5,
+        due_us=5_000_000,
     )
     node.answers["GetSaga"] = lambda m: coordinator_pb2.GetSagaResponse(saga=saga if not m.omit_outputs else None)
     async with client_of(node) as client:
@@ -233,6 +270,9 @@ async def test_get_answers_values(node: FakeNode) -> None:
     assert (view.saga_id, view.state, view.summary.owner, view.epoch) == ("s1", SagaState.UNWINDING, "sec-1", 5)
     assert view.summary.created == datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
     assert view.summary.ended is None
+    assert view.due == datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC)
+    assert (view["w"].state, view["w"].due) == (NodeState.WAITING, datetime(1970, 1, 1, 0, 0, 4, 500_000, tzinfo=UTC))
+    assert view["x/y"].due is None
     assert view.params == Payload("", b"3")
     why = view["x/y"]
     assert (why.state, why.parent, why.depends_on, why.attempts) == (NodeState.UNDO_FAILED, "x", ("x/z",), 2)
@@ -431,6 +471,49 @@ async def test_log_goes_over_all_pages_and_decodes_records(node: FakeNode) -> No
     assert log[1].fields == {"phase": "undo", "attempt": 2}
     assert log[2].fields == {"output": Payload("", b"1")}
     assert log[3].fields == {"outcome": "undone"}
+
+
+async def test_records_have_values_and_no_messages(node: FakeNode) -> None:
+    r, c, pause = records_pb2, commands_pb2, definition_pb2.ON_DEADLINE_PAUSE
+    skip = c.Command(skip_undo=c.SkipUndo(node="a", reason="Gone."))
+    send = c.Command(signal=c.Signal(node="a", data=common_pb2.Payload(data=b"1")))
+    extend = c.Command(set_deadline=c.SetDeadline(due_us=2_000_000, then=pause))
+    given: list[records_pb2.Record] = [
+        r.Record(created=r.Created(uid="u", deadline=definition_pb2.Deadline(after_s=2, then=pause))),
+        r.Record(start_requested=r.StartRequested(due_us=1_000_000)),
+        r.Record(started=r.Started(node="a", due_us=1_500_000)),
+        r.Record(commanded=r.Commanded(command_id="1", by="me", command=c.Command(pause=c.Pause()))),
+        r.Record(commanded=r.Commanded(command_id="2", command=skip)),
+        r.Record(commanded=r.Commanded(command_id="3", command=send, refused="No.")),
+        r.Record(commanded=r.Commanded(command_id="4", command=extend)),
+        r.Record(attempt_failed=r.AttemptFailed(node="a", attempt=2, error=common_pb2.Error(message="No."), spent_s=0.5)),
+        r.Record(deadline_passed=r.DeadlinePassed(node="a")),
+    ]
+    records = [coordinator_pb2.SequencedRecord(sequence=n, record=record) for n, record in enumerate(given, 1)]
+    node.answers["GetSagaLog"] = lambda _: coordinator_pb2.GetSagaLogResponse(records=records)
+    async with client_of(node) as client:
+        log = [r async for r in client.log("s1")]
+
+    def at(second: float) -> datetime:
+        return datetime.fromtimestamp(second, UTC)
+
+    assert [(record.kind, record.node, dict(record.fields)) for record in log] == [
+        ("created", "", {"uid": "u", "deadline": {"after_s": 2, "then": "pause"}}),
+        ("start_requested", "", {"due": at(1)}),
+        ("started", "a", {"due": at(1.5)}),
+        ("commanded", "", {"command_id": "1", "by": "me", "command": {"pause": {}}}),
+        ("commanded", "", {"command_id": "2", "command": {"skip_undo": {"node": "a", "reason": "Gone."}}}),
+        (
+            "commanded",
+            "",
+            {"command_id": "3", "command": {"signal": {"node": "a", "data": Payload("", b"1")}}, "refused": "No."},
+        ),
+        ("commanded", "", {"command_id": "4", "command": {"set_deadline": {"due": at(2), "then": "pause"}}}),
+        ("attempt_failed", "a", {"attempt": 2, "spent_s": 0.5}),
+        ("deadline_passed", "a", {}),
+    ]
+    assert log[7].error is not None
+    assert (log[7].error.message, log[7].error.phase) == ("No.", Phase.DO)
 
 
 async def test_nodes_drain_and_actions(node: FakeNode) -> None:

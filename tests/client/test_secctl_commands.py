@@ -15,7 +15,7 @@ from client_support import DEADLINE_S, FakeNode, refusal
 from rich.console import Console
 from sec_client import aio
 from sec_model.codec import definition_from_proto
-from sec_protos.v1 import action_server_pb2, common_pb2, coordinator_pb2, records_pb2
+from sec_protos.v1 import action_server_pb2, commands_pb2, common_pb2, coordinator_pb2, definition_pb2, records_pb2
 from secctl import live
 from secctl.__main__ import cli
 
@@ -91,6 +91,24 @@ async def test_submit_a_file(node: FakeNode) -> None:
     assert (message.params.data, dict(message.labels), message.start_later) == (b'{"a":1}', {"k": "v"}, True)
 
 
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ([], None),
+        (["--deadline", "1.5h"], definition_pb2.Deadline(after_s=5400, then=definition_pb2.ON_DEADLINE_FAIL)),
+        (
+            ["--deadline", "90", "--on-deadline", "pause"],
+            definition_pb2.Deadline(after_s=90, then=definition_pb2.ON_DEADLINE_PAUSE),
+        ),
+    ],
+)
+async def test_submit_with_a_deadline(node: FakeNode, options: list[str], sent: definition_pb2.Deadline | None) -> None:
+    accept(node)
+    assert (await run(node, "saga", "submit", "trip.yaml", *options)).exit_code == 0
+    [(_, message)] = node.calls
+    assert (message.deadline if message.HasField("deadline") else None) == sent
+
+
 @pytest.mark.parametrize("source", ["secctl_trips:trip", "secctl_trips:build", "trip.json"])
 async def test_submit_from_elsewhere(node: FakeNode, folder: Path, source: str) -> None:
     (folder / "trip.json").write_text('{"name": "trip", "nodes": [{"name": "hotel", "action": "book_hotel"}]}')
@@ -146,6 +164,12 @@ BAD: list[tuple[list[str], str]] = [
     (["trip.yaml", "--params", "@none"], '"none" cannot be read: No such file or directory.'),
     (["trip.yaml", "--label", "x"], '"x" is not a label: write key=value.'),
     (["trip.yaml", "--label", "x=1", "--label", "x=2"], 'The label "x" is given twice.'),
+    (
+        ["trip.yaml", "--deadline", "soon"],
+        '"soon" is not a time above 0: write a number with its unit, as in 90s, 10m, 1.5h or 2d.',
+    ),
+    (["trip.yaml", "--deadline", "0m"], '"0m" is not a time above 0'),
+    (["trip.yaml", "--on-deadline", "pause"], "--on-deadline says what happens at a --deadline: give that too."),
     (["trip.yaml", "--wait", "--start-later"], "--wait and --start-later exclude each other"),
     (["trip.yaml", "--sec", "nowhere"], '"nowhere" is not an address: give it as host:port.'),
 ]
@@ -218,6 +242,115 @@ async def test_log_watch_and_follow(node: FakeNode) -> None:
     shapes = (await run(node, "saga", "watch", "s1", "-o", "json")).stdout.splitlines()
     assert [json.loads(line)["saga_state"] for line in shapes] == ["running", "undone"]
     assert len(json.loads((await run(node, "saga", "log", "s1", "-o", "json")).stdout)["records"]) == 2
+
+
+async def test_commands_and_instants_in_json(node: FakeNode) -> None:
+    c, r = commands_pb2, records_pb2
+    send = c.Command(signal=c.Signal(node="a", data=common_pb2.Payload(data=b'{"b":1}')))
+    given = [
+        r.Record(commanded=r.Commanded(command_id="c1", command=send)),
+        r.Record(started=r.Started(node="a", due_us=1_500_000)),
+    ]
+    records = [coordinator_pb2.SequencedRecord(sequence=n, record=record) for n, record in enumerate(given, 1)]
+    node.answers["GetSagaLog"] = lambda _: coordinator_pb2.GetSagaLogResponse(records=records)
+    shape = json.loads((await run(node, "saga", "log", "s1", "-o", "json")).stdout)
+    assert [record["fields"] for record in shape["records"]] == [
+        {"command_id": "c1", "command": {"signal": {"node": "a", "data": {"json": {"b": 1}}}}},
+        {"due": "1970-01-01T00:00:01.500000Z"},
+    ]
+
+
+def takes_commands(node: FakeNode, state: int = coordinator_pb2.SAGA_STATE_RUNNING) -> None:
+    """The saga takes up every command, unless it has not been started."""
+
+    async def stream(_: Any) -> AsyncIterator[Any]:
+        for sequence, message in enumerate([m for name, m in node.calls if name == "CommandSaga"], 1):
+            commanded = records_pb2.Commanded(command_id=message.command_id, command=message.command)
+            record = coordinator_pb2.SequencedRecord(sequence=sequence, record=records_pb2.Record(commanded=commanded))
+            yield coordinator_pb2.WatchSagaResponse(record=record, state=coordinator_pb2.SAGA_STATE_RUNNING)
+
+    node.answers["CommandSaga"] = lambda _: coordinator_pb2.CommandSagaResponse()
+    node.answers["GetSaga"] = lambda _: coordinator_pb2.GetSagaResponse(saga=saga(state))
+    node.answers["WatchSaga"] = stream
+
+
+async def ordered(node: FakeNode, *arguments: str, stdin: str = "") -> commands_pb2.Command:
+    """The one command that the program gives."""
+    node.calls.clear()
+    result = await run(node, "saga", *arguments, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (0, 'Saga "s1" has taken it up.\n'), result.output
+    [message] = [m for name, m in node.calls if name == "CommandSaga"]
+    assert (message.saga_id, bool(message.by)) == ("s1", True)
+    assert isinstance(message.command, commands_pb2.Command)
+    return message.command
+
+
+async def test_signal(node: FakeNode, folder: Path) -> None:
+    takes_commands(node)
+    (folder / "data.json").write_text("[2]")
+    for options, stdin, data in (
+        ([], "", b"null"),
+        (["--data", '{"by": "Ada"}'], "", b'{"by":"Ada"}'),
+        (["--data", "-"], "[1]", b"[1]"),
+        (["--data", "@data.json"], "", b"[2]"),
+    ):
+        sent = await ordered(node, "signal", "s1", "--node", "x/approval", *options, stdin=stdin)
+        assert sent == commands_pb2.Command(signal=commands_pb2.Signal(node="x/approval", data=payload_of(data)))
+    wrong = await run(node, "saga", "signal", "s1", "--node", "a", "--data", "Ada")
+    assert wrong.exit_code == 2
+    assert "What is in --data is not JSON" in wrong.stderr
+
+
+def payload_of(data: bytes) -> common_pb2.Payload:
+    return common_pb2.Payload(content_type="application/json", data=data)
+
+
+async def test_deadline(node: FakeNode) -> None:
+    takes_commands(node)
+    c, fail, pause = commands_pb2, definition_pb2.ON_DEADLINE_FAIL, definition_pb2.ON_DEADLINE_PAUSE
+    for options, wanted in (
+        (["--after", "10m"], c.SetDeadline(after_s=600, then=fail)),
+        (["--after", "2d", "--then", "pause", "--node", "a/b"], c.SetDeadline(node="a/b", after_s=172_800, then=pause)),
+        (["--at", "2030-01-01T10:00:00+01:00"], c.SetDeadline(due_us=1_893_488_400_000_000, then=fail)),
+        (["--none", "--node", "a"], c.SetDeadline(node="a", then=fail)),
+    ):
+        assert await ordered(node, "deadline", "s1", *options) == c.Command(set_deadline=wanted)
+    for options, text in (
+        ([], "Give one of --after, --at and --none."),
+        (["--after", "1m", "--none"], "Give one of --after, --at and --none."),
+        (["--after", "0"], '"0" is not a time above 0'),
+        (["--at", "tomorrow"], '"tomorrow" is not an instant: write it with its time zone, as in 2030-01-01T09:00:00Z.'),
+        (["--at", "2030-01-01T09:00:00"], '"2030-01-01T09:00:00" is not an instant'),
+        (["--at", "1970-01-01T00:00:00Z"], '"1970-01-01T00:00:00Z" is not an instant'),
+    ):
+        node.calls.clear()
+        wrong = await run(node, "saga", "deadline", "s1", *options)
+        assert (wrong.exit_code, node.calls) == (2, [])
+        assert text in wrong.stderr
+
+
+async def test_signals_and_deadlines_for_all_that_match(node: FakeNode) -> None:
+    takes_commands(node)
+    node.answers["ListSagas"] = lambda _: coordinator_pb2.ListSagasResponse(sagas=[saga().summary])
+    for arguments, what in (
+        (["signal", "--node", "approval"], "Signal"),
+        (["deadline", "--after", "1m"], "SetDeadline"),
+    ):
+        node.calls.clear()
+        declined = await run(node, "saga", *arguments, "--label", "a=b", stdin="n\n")
+        assert f"{what} would be given to 1 sagas: s1" in declined.stderr
+        assert declined.exit_code == 1
+        assert node.count("CommandSaga") == 0
+        assert (await run(node, "saga", *arguments, "--label", "a=b", stdin="y\n")).stdout.startswith('Saga "s1"')
+        assert node.count("CommandSaga") == 1
+
+
+async def test_a_saga_that_was_not_started_keeps_its_commands(node: FakeNode) -> None:
+    takes_commands(node, coordinator_pb2.SAGA_STATE_CREATED)
+    result = await run(node, "saga", "break", "s1", "--node", "hotel")
+    assert (result.exit_code, result.stdout) == (0, 'Saga "s1" takes it up when it is started.\n')
+    shape = json.loads((await run(node, "-o", "json", "saga", "break", "s1", "--node", "hotel")).stdout)
+    assert shape == {"given": [], "kept": ["s1"], "refused": {}}
 
 
 async def test_the_live_view_ends_with_the_saga(node: FakeNode) -> None:

@@ -55,7 +55,7 @@ saga "s1" (demo-provision): running, owned by sec-2
 ├─ done: Alloc_Params, produces "alloc_params"
 ├─ in parallel
 │  ├─ working: Instance_Ip, produces "instance_ip"
-│  ├─ retrying: Volume_Id, produces "volume_id", 2 calls without an answer
+│  ├─ retrying: Volume_Id, produces "volume_id", 2 calls without success
 │  └─ working: subsaga Server_Alloc, produces "server_alloc"
 │     ├─ done: Server_Alloc/Server_Id, produces "server_alloc/server_id"
 │     └─ queued: Server_Alloc/Server_Reserve, produces "server_alloc/server_reserve" (no action server offers "reserve" now)
@@ -65,6 +65,26 @@ saga "s1" (demo-provision): running, owned by sec-2
 
 def test_tree_of_a_running_saga() -> None:
     assert render.tree(demo()).plain == RUNNING
+
+
+def test_tree_of_a_saga_that_waits() -> None:
+    waiting = SagaView(
+        SagaSummary("s1", "order", SagaState.RUNNING, owner="sec-2"),
+        nodes=(
+            replace(node("approval", NodeState.WAITING, 0), due=NOON, detail="Waits for its signal."),
+            replace(node("cool_off", NodeState.WAITING, 0), detail="Waits for its time."),
+        ),
+        due=NOON,
+    )
+    assert (
+        render.tree(waiting).plain
+        == """\
+saga "s1" (order): running, due 2026-03-01 12:00:00.123Z, owned by sec-2
+└─ in parallel
+   ├─ waiting: Approval, produces "approval", due 2026-03-01 12:00:00.123Z (Waits for its signal.)
+   └─ waiting: Cool_Off, produces "cool_off" (Waits for its time.)
+"""
+    )
 
 
 def test_tree_of_a_stuck_saga_names_every_error() -> None:
@@ -112,13 +132,15 @@ def test_list_shows_stuck_sagas_first() -> None:
     found = [
         SagaSummary("s1", "trip", SagaState.RUNNING, {"b": "2", "a": "1"}, "sec-1", NOON),
         SagaSummary("s2", "trip", SagaState.STUCK, {}, "", NOON, None, NodeError("a", Phase.UNDO, "Burnt.")),
+        SagaSummary("s3", "trip", SagaState.RUNNING, paused=True, pause_reason="The saga did not\nend by its deadline."),
     ]
     assert (
         render.sagas(found).plain
         == """\
-STATE    SAGA  NAME  OWNER  CREATED                   LABELS   ERROR
-stuck    s2    trip  -      2026-03-01 12:00:00.123Z  -        undo of node "a": Burnt.
-running  s1    trip  sec-1  2026-03-01 12:00:00.123Z  a=1,b=2
+STATE            SAGA  NAME  OWNER  CREATED                   LABELS   WHY
+stuck            s2    trip  -      2026-03-01 12:00:00.123Z  -        undo of node "a": Burnt.
+running          s1    trip  sec-1  2026-03-01 12:00:00.123Z  a=1,b=2
+running, paused  s3    trip  -      -                         -        The saga did not end by its deadline.
 """
     )
     assert render.sagas([]).plain == "There are no such sagas.\n"
@@ -132,6 +154,19 @@ def test_log_lines() -> None:
         LogRecord(14, 9, "sec-2", None, "failed", "c", NodeError("c", Phase.DO, "No room.", "no_capacity")),
         LogRecord(15, 9, "sec-2", NOON, "undo_skipped", "c", fields={"reason": "by hand"}),
         LogRecord(16, 9, "sec-2", NOON, "succeeded", "d", fields={"output": Payload("image/png", b"1234")}),
+        LogRecord(17, 9, "sec-2", None, "created", fields={"deadline": {"after_s": 2.5, "then": "pause"}}),
+        LogRecord(18, 9, "sec-2", None, "started", "d", fields={"due": NOON}),
+        LogRecord(19, 9, "sec-2", None, "attempt_failed", "d", NodeError("d", Phase.DO, "No room."), {"attempt": 2}),
+        LogRecord(20, 9, "sec-2", None, "deadline_passed", "d"),
+        LogRecord(
+            21,
+            9,
+            "sec-2",
+            None,
+            "commanded",
+            fields={"by": "me", "command": {"signal": {"node": "d", "data": Payload.json({"a": 1})}}},
+        ),
+        LogRecord(22, 9, "sec-2", None, "commanded", fields={"command": {"resume": {}}, "refused": "No."}),
     ]
     assert [render.record(r).plain for r in records] == [
         "    1  2026-03-01 12:00:00.123Z  epoch 0  sec-1  created uid=u definition_hash=ab",
@@ -140,6 +175,12 @@ def test_log_lines() -> None:
         "   14  -  epoch 9  sec-2  failed c: No room. [no_capacity]",
         "   15  2026-03-01 12:00:00.123Z  epoch 9  sec-2  undo_skipped c reason=by hand",
         "   16  2026-03-01 12:00:00.123Z  epoch 9  sec-2  succeeded d output=4 bytes of image/png",
+        "   17  -  epoch 9  sec-2  created deadline=(after_s=2.5, then=pause)",
+        "   18  -  epoch 9  sec-2  started d due=2026-03-01 12:00:00.123Z",
+        "   19  -  epoch 9  sec-2  attempt_failed d: No room. attempt=2",
+        "   20  -  epoch 9  sec-2  deadline_passed d",
+        '   21  -  epoch 9  sec-2  commanded by=me command=signal(node=d, data={"a":1})',
+        "   22  -  epoch 9  sec-2  commanded command=resume() refused=No.",
     ]
 
 

@@ -13,6 +13,7 @@ from sec_client import LogRecord
 from sec_client import aio as sec_aio
 from sec_client.kit import ActionServer, Call, MemoryStore
 from sec_client.kit.rules import Delivery, Verdict
+from sec_model.commands import Command
 from waiting_support import eventually, until
 
 from sec.dev.cluster import DevCluster
@@ -136,3 +137,28 @@ class Stage:
             if record.kind == "owner_changed" and record.writer != former:
                 return record
         raise AssertionError("the saga ended without a takeover")
+
+
+async def taken_up(client: sec_aio.Client, saga_id: str, command_id: str) -> None:
+    async def recorded() -> bool:
+        return command_id in [r.fields.get("command_id") async for r in client.log(saga_id)]
+
+    await eventually(recorded)
+
+
+async def give(client: sec_aio.Client, saga_id: str, command: Command) -> None:
+    """Gives a command and waits until its owner has recorded it."""
+    await taken_up(client, saga_id, await client.command(saga_id, command, by="a test"))
+
+
+async def given_to_a_dead_owner(stage: Stage, client: sec_aio.Client, saga_id: str, command: Command) -> str:
+    """A command that is acknowledged while the owner hangs, which is killed before it can take it up."""
+    owner = await stage.owner(client, saga_id)
+    stage.cluster.pause(owner)
+    others = [stage.cluster.address(n) for n in stage.cluster.names if n != owner]
+    try:
+        async with sec_aio.Client(others) as awake:
+            command_id = await awake.command(saga_id, command, by="a test")
+    finally:
+        stage.cluster.kill(owner)
+    return command_id

@@ -32,6 +32,7 @@ STATES = (
     "undone",
     "undo-failed",
     "undo-skipped",
+    "waiting",
 )
 
 SECTIONS: dict[str, tuple[Row, ...]] = {

@@ -39,6 +39,7 @@ from sec_client import (
     SagaView,
     WrongState,
     action,
+    signal,
     subsaga,
 )
 from sec_client import aio as sec_aio
@@ -198,7 +199,7 @@ async def test_an_invalid_saga_is_not_stored(theatre: Theatre, client: sec_aio.C
     definition = dp.SagaDefinition(name="s", nodes=[dp.NodeDefinition(name="a")])
     status, problems = await refused(theatre, pb.SubmitSagaRequest(saga_id=(saga_id := new_id()), definition=definition))
     assert status is grpc.StatusCode.INVALID_ARGUMENT
-    assert 'Node "a" is neither an action nor a constant nor a subsaga.' in problems
+    assert 'Node "a" is of no kind that this version knows: action, constant, signal, timer, subsaga.' in problems
     with pytest.raises(SagaNotFound):
         await client.get(saga_id)
 
@@ -466,6 +467,19 @@ async def test_a_call_that_is_repeated(theatre: Theatre, client: sec_aio.Client)
     await eventually(retrying)
     theatre.gate.touch()
     assert (await client.wait(saga_id, timeout_s=SETTLE_S)).state is SagaState.DONE
+
+
+@row("state waiting")
+async def test_a_node_that_waits_for_a_signal(client: sec_aio.Client) -> None:
+    saga = Saga("s").append(action("a", "step")).append(signal("go"))
+    await client.submit(saga, saga_id=(saga_id := new_id()))
+
+    async def waiting() -> bool:
+        return states(await client.get(saga_id)) == {"a": "done", "go": "waiting"}
+
+    await eventually(waiting)
+    await client.signal(saga_id, "go", {"by": "ada"})
+    assert (await client.wait(saga_id, timeout_s=SETTLE_S)).result() == {"by": "ada"}
 
 
 @row("state outcome-unknown")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from click.testing import CliRunner, Result
 from client_support import FakeNode
 from google.protobuf.json_format import MessageToDict
 from mini_driver import FOREVER, FakeActionServer, MiniDriver
-from sec_model import Definition, Payload, Saga, action, compile_graph
+from sec_model import Deadline, Definition, OnDeadline, Payload, Saga, UndoPolicy, action, compile_graph, signal, timer
 from sec_model.codec import definition_bytes, definition_hash, definition_to_proto, payload_to_proto
+from sec_model.commands import NodePath, Signal
 from sec_protos.v1 import coordinator_pb2 as pb
 from secctl.__main__ import cli as secctl
 from secctl.export import FORMAT as WRITTEN_FORMAT
@@ -20,8 +22,20 @@ from secctl.export import FORMAT as WRITTEN_FORMAT
 from examples.demo_provision.saga import demo_provision
 from sec.api.views import sequenced
 from sec.cli import main as sec
-from sec.core.records import LogEntry
-from sec.debug import FORMAT, ExportedLog, read_export, recover, what_next
+from sec.core.records import (
+    AttemptFailed,
+    Commanded,
+    Created,
+    Epoch,
+    Fault,
+    LogEntry,
+    Record,
+    SecNodeName,
+    Started,
+    StartRequested,
+    Succeeded,
+)
+from sec.debug import FORMAT, ExportedLog, read_export, recover, report, what_next
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDEN = Path(__file__).with_name("golden")
@@ -71,10 +85,10 @@ CASES: dict[str, Callable[[], list[LogEntry]]] = {
     "done": lambda: demo_log(FakeActionServer()),
     "created": lambda: demo_log(FakeActionServer())[:1],
     "in_flight": retried,
-    "unwinding": lambda: demo_log(FakeActionServer(failing={"instance_boot"}))[:-3],
-    "just_failed": lambda: demo_log(FakeActionServer(failing={"volume_id"}), steps=3),
-    "stuck": lambda: demo_log(FakeActionServer(failing={"instance_boot"}, undo_failing={"instance_id": FOREVER})),
-    "undone": lambda: demo_log(FakeActionServer(failing={"instance_boot"})),
+    "unwinding": lambda: demo_log(FakeActionServer(failing={"instance_boot": FOREVER}))[:-3],
+    "just_failed": lambda: demo_log(FakeActionServer(failing={"volume_id": FOREVER}), steps=3),
+    "stuck": lambda: demo_log(FakeActionServer(failing={"instance_boot": FOREVER}, undo_failing={"instance_id": FOREVER})),
+    "undone": lambda: demo_log(FakeActionServer(failing={"instance_boot": FOREVER})),
     "gap": lambda: [e for e in demo_log(FakeActionServer()) if e.sequence != 9],
     "child_before_parent": lambda: _swapped(demo_log(FakeActionServer())),
 }
@@ -199,7 +213,7 @@ CREATED = '{"sequence":"1","epoch":"3","writer":"sec-1","record":{"created":{"ui
         (header(ONE, params=5), 'error: What the header says of saga "s" cannot be read: '),
         (
             header(ONE, definition={"nodes": [{"name": "a"}]}),
-            'error: What the header says of saga "s" cannot be read: Node "a" is neither',
+            'error: What the header says of saga "s" cannot be read: Node "a" is of no kind',
         ),
         (
             header(ONE),
@@ -239,6 +253,103 @@ def test_a_line_that_cannot_be_read_ends_what_makes_sense(line: str) -> None:
     recovered = recover(read_export(f"{header(ONE)}\n{CREATED}\n{line}\n"), ONE)
     assert recovered.problem.startswith("line 3 of the file is not a record that this version can read: ")
     assert len(recovered.folded) == 1
+
+
+ORDER = (
+    Saga("order")
+    .append_parallel(signal("approval", deadline=Deadline(60, OnDeadline.PAUSE)), timer("cool_off", 30), action("look", "step"))
+    .append(action("pay", "step", undo=UndoPolicy.POINT_OF_NO_RETURN))
+    .append(action("ship", "step", deadline=Deadline(90, OnDeadline.PAUSE)))
+    .build()
+)
+SECOND = 1_000_000
+AT_NOON_US = 1_893_499_200 * SECOND
+
+
+def order(*records: Record, after_s: int = 0) -> list[str]:
+    """What is said of the order with these records in its log, the last of them so long after noon."""
+    first = (
+        Created("u", "", Deadline(120)),
+        StartRequested(AT_NOON_US + 120 * SECOND),
+    )
+    all_of_them = [*first, *records]
+    times_us = [AT_NOON_US] * (len(all_of_them) - 1) + [AT_NOON_US + after_s * SECOND]
+    log = [
+        LogEntry(n, Epoch(1), SecNodeName("sec-1"), time_us, record)
+        for n, (record, time_us) in enumerate(zip(all_of_them, times_us, strict=True), 1)
+    ]
+    lines = [json.dumps(MessageToDict(sequenced(entry), preserving_proto_field_name=True)) for entry in log]
+    return report(recover(read_export("\n".join([header(ORDER), *lines])), ORDER)).splitlines()
+
+
+def at(name: str) -> NodePath:
+    return NodePath(name)
+
+
+def test_a_saga_that_waits_says_for_what() -> None:
+    said = order(
+        Started(at("approval"), AT_NOON_US + 60 * SECOND),
+        Started(at("cool_off"), AT_NOON_US + 30 * SECOND),
+        Started(at("look")),
+        Succeeded(at("look"), Payload.json(1)),
+        after_s=10,
+    )
+    assert said[:5] == [
+        'saga "s" (order): running, due 2030-01-01 12:02:00.000Z, owned by sec-1',
+        "├─ in parallel",
+        '│  ├─ waiting: approval, produces "approval", due 2030-01-01 12:01:00.000Z (Waits for its signal ("secctl saga signal").)',
+        '│  ├─ waiting: cool_off, produces "cool_off", due 2030-01-01 12:00:30.000Z (Waits for its time.)',
+        '│  └─ done: step, produces "look"',
+    ]
+    assert said[said.index("  and then waits: nothing is dispatched") :] == [
+        "  and then waits: nothing is dispatched",
+        "  and it waits for",
+        '    the signal of node "approval"',
+        '    the time of node "cool_off", 2030-01-01 12:00:30.000Z',
+        '    the deadline of node "approval", 2030-01-01 12:01:00.000Z: then the saga is paused',
+        "    the deadline of the saga, 2030-01-01 12:02:00.000Z: then the saga unwinds",
+    ]
+
+
+def test_what_the_clock_brings_is_as_of_the_last_record() -> None:
+    waits = Started(at("approval"), AT_NOON_US + 60 * SECOND), Started(at("cool_off"), AT_NOON_US + 30 * SECOND)
+    said = order(*waits, Started(at("look")), Succeeded(at("look"), Payload.json(1)), after_s=70)
+    assert "    succeeded cool_off output=null" in [re.sub("[0-9]+ .* next-owner  ", "", line) for line in said]
+    assert "    deadline_passed approval" in [re.sub("[0-9]+ .* next-owner  ", "", line) for line in said]
+    assert said[-3:] == [
+        "  and it waits for",
+        '    the signal of node "approval"',
+        "    the deadline of the saga, 2030-01-01 12:02:00.000Z: then the saga unwinds",
+    ]
+
+
+def test_a_saga_behind_its_point_of_no_return_is_told_so() -> None:
+    send = Commanded("c1", "me", Signal(at("approval"), Payload.json("yes")))
+    said = order(
+        Started(at("approval"), AT_NOON_US + 60 * SECOND),
+        Started(at("cool_off"), AT_NOON_US + 30 * SECOND),
+        Started(at("look")),
+        Succeeded(at("look"), Payload.json(1)),
+        Succeeded(at("cool_off"), Payload.json(None)),
+        send,
+        Succeeded(at("approval"), Payload.json("yes")),
+        Started(at("pay")),
+        Succeeded(at("pay"), Payload.json(2)),
+        Started(at("ship"), AT_NOON_US + 150 * SECOND),
+        AttemptFailed(at("ship"), 1, Fault("No truck."), 0.5),
+        after_s=61,
+    )
+    [ship] = [line for line in said if 'produces "ship"' in line]
+    assert ship == (
+        '└─ retrying: step, produces "ship", 1 call without success: No truck., due 2030-01-01 12:02:30.000Z (Call 2 comes next or is under way; '
+        "the saga only goes forward from here, so that it is tried for ever.)"
+    )
+    assert said[-3:] == [
+        "  and it waits for",
+        "    the deadline of the saga, 2030-01-01 12:02:00.000Z: then the saga unwinds, unless it is past its point of no return, as it is now",
+        '    the deadline of node "ship", 2030-01-01 12:02:30.000Z: then the saga is paused',
+    ]
+    assert '    dispatch the do of node "ship" (action "step"): attempt 2, for at most 30 s' in said
 
 
 def test_what_next_is_what_a_takeover_does() -> None:

@@ -5,6 +5,11 @@
 Stages stand between ">", the nodes of a stage between "|". `name=5` is a constant, `name(...)` a subsaga, whose params come from the node behind
 "@". `*3/2` allows three calls of the action and two of its undo action. `[a b]` gives the edges instead of the stage before.
 An action has the name of its node.
+
+    approval?60 > cool_off~30 > pay!point > ship^20p > tell!none
+
+`name?` waits for a signal, `name~30` 30 seconds. `^20` is a deadline that makes the node fail after 20 seconds, `^20p` one that pauses the saga;
+that of a signal stands right behind the "?". `!none`, `!confirm`, `!manual` and `!point` are undo policies.
 """
 
 import json
@@ -13,18 +18,29 @@ import re
 from sec_model import (
     DEFAULT_RETRY,
     DEFAULT_UNDO_RETRY,
+    Deadline,
     Definition,
     Graph,
+    OnDeadline,
     RetryPolicy,
     Saga,
+    UndoPolicy,
     action,
     compile_graph,
     constant,
+    signal,
     subsaga,
+    timer,
 )
 from sec_model.builder import NodeSpec
 
-_TOKEN = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9_.-]+)|(?P<sign>[>|()\[\]=*/@]))")
+_TOKEN = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9_.-]+)|(?P<sign>[>|()\[\]=*/@?~!^]))")
+_UNDO = {
+    "none": UndoPolicy.NONE_NEEDED,
+    "confirm": UndoPolicy.CONFIRM,
+    "manual": UndoPolicy.MANUAL,
+    "point": UndoPolicy.POINT_OF_NO_RETURN,
+}
 
 DEMO_PROVISION = (
     "instance_id > server_alloc_params=5 > instance_ip | volume_id | server_alloc(server_id > server_reserve)@server_alloc_params"
@@ -66,9 +82,22 @@ def _node(tokens: list[str]) -> NodeSpec:
     inner: Saga | None = None
     after: list[str] | None = None
     params_from = ""
-    retry, undo_retry = DEFAULT_RETRY, DEFAULT_UNDO_RETRY
-    while tokens[0] in set("=(*/@["):
+    retry, undo_retry, undo = DEFAULT_RETRY, DEFAULT_UNDO_RETRY, UndoPolicy.ACTION
+    deadline: Deadline | None = None
+    waits = ""
+    time_s = 0.0
+    while tokens[0] and tokens[0] in "=(*/@[?~!^":
         match tokens.pop(0):
+            case "?":
+                waits = "signal"
+                if tokens[0][:1].isdigit():
+                    deadline = _deadline(tokens.pop(0))
+            case "~":
+                waits, time_s = "timer", float(tokens.pop(0))
+            case "!":
+                undo = _UNDO[tokens.pop(0)]
+            case "^":
+                deadline = _deadline(tokens.pop(0))
             case "=":
                 value = tokens.pop(0)
             case "(":
@@ -89,4 +118,10 @@ def _node(tokens: list[str]) -> NodeSpec:
         return constant(name, json.loads(value), after=after)
     if inner is not None:
         return subsaga(name, inner, params_from=params_from, after=after)
-    return action(name, name, after=after, retry=retry, undo_retry=undo_retry)
+    if waits:
+        return signal(name, deadline=deadline, after=after) if waits == "signal" else timer(name, time_s, after=after)
+    return action(name, name, after=after, retry=retry, undo_retry=undo_retry, undo=undo, deadline=deadline)
+
+
+def _deadline(text: str) -> Deadline:
+    return Deadline(float(text.removesuffix("p")), OnDeadline.PAUSE if text.endswith("p") else OnDeadline.FAIL)

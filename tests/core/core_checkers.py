@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from sec_model import Graph
+from sec_model import Graph, OnDeadline, Payload, UndoPolicy
 from sec_model.commands import (
     Abort,
     Command,
@@ -19,17 +19,22 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
     Step,
 )
+from sec_model.graph import NodeKind
 
 from sec.core.decide import Dispatch
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
     Created,
+    DeadlinePassed,
     Done,
     Epoch,
     Failed,
@@ -65,7 +70,8 @@ class Dispatched:
 
 Happening = LogEntry | Dispatched
 
-_SETTLED = frozenset({"never", "failed", "undone", "skipped"})
+_SETTLED = frozenset({"never", "failed", "given-up", "undone", "skipped"})
+_BY_HAND = (UndoPolicy.MANUAL, UndoPolicy.CONFIRM)
 
 
 class Checker:
@@ -81,7 +87,16 @@ class Checker:
         self.writers: dict[Epoch, str] = {}
         self.unwinding = False
         self.ended = False
-        self.orders = Orders()
+        self.orders = Orders(graph)
+        self.dues: dict[NodePath, tuple[int, OnDeadline | None]] = {}
+        self.signals: dict[NodePath, Payload] = {}
+        self.expired: set[int] = set()
+        """Nodes that had begun when their deadline passed, and are to be given up."""
+        self.then: OnDeadline | None = None
+        """What the deadline of the saga brings."""
+        points = [n.index for n in graph.nodes if self._policy(n.index) is UndoPolicy.POINT_OF_NO_RETURN]
+        self.points = frozenset(points)
+        self.behind = frozenset(below for point in points for below in _all_below(graph, point))
 
     def see(self, happening: Happening) -> None:
         if isinstance(happening, Dispatched):
@@ -97,8 +112,64 @@ class Checker:
         require(not self.ended, f"4: {entry.record} stands behind the end")
         self.sequence, self.epoch = entry.sequence, entry.epoch
         in_flight = sum(s in ("open", "undoing") for s in self.status.values())
+        was_unwinding = self.unwinding
+        self._of_the_clock(entry.record, entry.time_us)
         self._of_the_graph(entry.record)
         self.orders.see(entry.record, in_flight)
+        if self.unwinding and not was_unwinding:
+            gone = [n for n in self.points if self.status[n] in ("open", "succeeded")]
+            require(not gone, f"5: the saga unwinds past its point of no return, {self._paths(gone)}")
+            self.dues.clear()
+            self.status |= {n: "given-up" for n, s in self.status.items() if s == "waiting"}
+
+    def _of_the_clock(self, record: Record, time_us: int) -> None:
+        """What is due when, and that nothing comes before its time."""
+        match record:
+            case Created(deadline=deadline):
+                self.then = None if deadline is None else deadline.then
+            case StartRequested(due_us):
+                if due_us:
+                    self.dues[NodePath("")] = (due_us, self.then)
+            case Started(path, due_us):
+                if due_us:
+                    deadline = self.graph.nodes[self.graph.index_of(path)].deadline
+                    self.dues[path] = (due_us, None if deadline is None else deadline.then)
+            case Commanded(_, _, SetDeadline(path, then, due_us), ""):
+                self.dues.pop(path, None)
+                if due_us:
+                    self.dues[path] = (due_us, then)
+            case DeadlinePassed(path):
+                require(path in self.dues, f"6: there is no deadline of {path or 'the saga'}")
+                self._in_time(path, time_us)
+                self._passed(path, self.dues.pop(path)[1])
+            case Succeeded(path):
+                if self.graph.nodes[self.graph.index_of(path)].kind is NodeKind.TIMER:
+                    self._in_time(path, time_us)
+                self.dues.pop(path, None)
+            case Failed(path) | OutcomeUnknown(path):
+                self.dues.pop(path, None)
+            case _:
+                pass
+
+    def _in_time(self, path: NodePath, time_us: int) -> None:
+        due_us = self.dues[path][0]
+        require(time_us >= due_us, f"6: what {path or 'the saga'} has at {due_us} comes at {time_us}")
+
+    def _passed(self, path: NodePath, then: OnDeadline | None) -> None:
+        if then is OnDeadline.PAUSE:
+            self.orders.paused = True
+        elif not any(self.status[n] in ("open", "succeeded") for n in self.points):
+            if path and self.status[self.graph.index_of(path)] in ("open", "waiting"):
+                self.expired.add(self.graph.index_of(path))
+            else:
+                self.unwinding = True
+
+    def overdue(self, now_us: int) -> list[NodePath]:
+        """What should have happened by now."""
+        if self.unwinding or self.ended:
+            return []
+        late = [path for path, (due_us, _) in self.dues.items() if due_us <= now_us]
+        return late + [NodePath(self.graph.nodes[n].path) for n in self.expired if self.status[n] == "waiting"]
 
     def _of_the_graph(self, record: Record) -> None:
         match record:
@@ -108,6 +179,11 @@ class Checker:
                 if isinstance(command, Abort) and not refused:
                     require(not self.unwinding, "6: a saga that unwinds is aborted")
                     self.unwinding = True
+                if isinstance(command, Signal) and not refused:
+                    require(command.node not in self.signals, f"6: {command.node} gets a second signal")
+                    self.signals[command.node] = command.data
+            case DeadlinePassed():
+                require(not self.unwinding or record.node not in self.dues, "6: a deadline passes while the saga unwinds")
             case BreakpointHit(path, after):
                 require(not self.unwinding, f"6: the breakpoint at {path} is reached while the saga unwinds")
                 self._move(path, *(("succeeded", "succeeded") if after else ("never", "never")))
@@ -116,12 +192,20 @@ class Checker:
                 require(not self.unwinding, f"2: {path} starts while the saga unwinds")
                 late = [p for p in self.parents[node] if self.status[p] != "succeeded"]
                 require(not late, f"2: {path} starts before the outcome of {self._paths(late)}")
-                self._move(path, "never", "open")
-            case Succeeded(path):
-                self._move(path, "open", "succeeded")
+                self._move(path, "never", "waiting" if self._waits(node) else "open")
+            case Succeeded(path, output):
+                node = self.graph.index_of(path)
+                if self.graph.nodes[node].kind is NodeKind.SIGNAL:
+                    require(self.signals.get(path) == output, f"6: {path} has not got {output} as its signal")
+                self._move(path, "waiting" if self._waits(node) else "open", "succeeded")
             case Failed(path):
-                self._move(path, "open", "failed")
+                node = self.graph.index_of(path)
+                require(node not in self.behind, f"5: {path} fails for good behind the point of no return")
+                self._move(path, "waiting" if self._waits(node) else "open", "failed")
                 self.unwinding = True
+            case AttemptFailed(path):
+                require(self.graph.index_of(path) in self.behind, f"5: {path} fails and is tried again")
+                self._move(path, "open", "open")
             case AttemptUnknown(path, phase):
                 expected = "open" if phase is Phase.DO else "undoing"
                 self._move(path, expected, expected)
@@ -132,7 +216,8 @@ class Checker:
                 node = self.graph.index_of(path)
                 require(self.unwinding, f"3: {path} is undone while the saga runs forward")
                 require(self.status[node] != "failed", f"3: {path} has failed and is undone")
-                early = [c for c in self.children[node] if self.status[c] not in _SETTLED]
+                require(self._policy(node) is UndoPolicy.ACTION, f"3: {path} has no undo action, and is undone")
+                early = self._open_below(node)
                 require(not early, f"3: {path} is undone before {self._paths(early)}")
                 stuck = "undo-failed" in self.status.values()
                 require(not stuck or self.status[node] == "undo-failed", f"7: the undo of {path} starts while the saga is stuck")
@@ -140,7 +225,15 @@ class Checker:
             case UndoFinished(path):
                 self._move(path, "undoing undo-failed", "undone")
             case UndoFailed(path):
-                self._move(path, "undoing", "undo-failed")
+                node = self.graph.index_of(path)
+                if self._policy(node) in _BY_HAND:
+                    early = self._open_below(node)
+                    require(self.unwinding and not early, f"3: {path} is to be undone by hand before {self._paths(early)}")
+                    busy = [n for n, s in self.status.items() if s in ("open", "undoing")]
+                    require(not busy, f"7: an operator is asked about {path} while {self._paths(busy)} is in flight")
+                    self._move(path, "succeeded unknown", "undo-failed")
+                else:
+                    self._move(path, "undoing", "undo-failed")
             case UndoSkipped(path):
                 self._move(path, "undo-failed", "skipped")
             case Done(Outcome.DONE):
@@ -148,7 +241,7 @@ class Checker:
                 require(not left, f"5: the saga is done without {self._paths(left)}")
                 self.ended = True
             case Done(Outcome.UNDONE):
-                left = [n for n, s in self.status.items() if s not in _SETTLED]
+                left = [n for n in self.status if not self._is_settled(n)]
                 require(self.unwinding and not left, f"5: the saga is undone, but not {self._paths(left)}")
                 self.ended = True
 
@@ -159,12 +252,41 @@ class Checker:
         require(happening.epoch == self.epoch, f"7: the {what} is dispatched in epoch {happening.epoch} while {self.epoch} is on")
         expected = "open" if dispatch.phase is Phase.DO else "undoing"
         require(self.status[dispatch.node] == expected, f"2: the {what} is dispatched without its record")
+        late = dispatch.phase is Phase.DO and dispatch.node in self.expired
+        require(not late, f"6: the {what} is dispatched behind its deadline")
         self.orders.see_dispatch(NodePath(path), dispatch)
 
     def _move(self, path: str, expected: str, target: str) -> None:
         node = self.graph.index_of(path)
         require(self.status[node] in expected.split(), f"2: {path} goes from {self.status[node]} to {target}")
         self.status[node] = target
+
+    def _policy(self, node: int) -> UndoPolicy | None:
+        action = self.graph.nodes[node].action
+        return None if action is None else action.undo
+
+    def _waits(self, node: int) -> bool:
+        return self.graph.nodes[node].action is None
+
+    def _is_settled(self, node: int) -> bool:
+        """It needs nothing more; what needs no undo settles with the last of its children."""
+        if self.status[node] in _SETTLED:
+            return True
+        by_itself = self._policy(node) in (None, UndoPolicy.NONE_NEEDED) and self.status[node] in ("succeeded", "unknown")
+        return by_itself and not self._open_below(node)
+
+    def _open_below(self, node: int) -> list[int]:
+        """The nearest nodes below that are to be waited for before this one is undone."""
+        found, seen, todo = [], set[int](), [node]
+        while todo:
+            for child in self.children[todo.pop()] - seen:
+                seen.add(child)
+                by_itself = self._policy(child) in (None, UndoPolicy.NONE_NEEDED) and self.status[child] in ("succeeded", "unknown")
+                if by_itself:
+                    todo.append(child)
+                elif self.status[child] not in _SETTLED:
+                    found.append(child)
+        return found
 
     def _paths(self, nodes: list[int]) -> str:
         return ", ".join(self.graph.nodes[n].path for n in nodes)
@@ -173,13 +295,17 @@ class Checker:
 class Orders:
     """What operators have ordered, by the log alone, and whether it is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, graph: Graph) -> None:
+        self.waits = frozenset(NodePath(n.path) for n in graph.nodes if not n.instant and n.action is None)
+        self.by_hand = frozenset(NodePath(n.path) for n in graph.nodes if n.action is not None and n.action.undo in _BY_HAND)
         self.ids: set[str] = set()
         self.paused = False
         self.steps = 0
         self.stepped: set[NodePath] = set()
         self.limit = 0
-        self.breakpoints: set[tuple[NodePath, bool]] = set()
+        self.breakpoints: set[tuple[NodePath, bool]] = {
+            (NodePath(n.path), False) for n in graph.nodes if n.action is not None and n.action.undo is UndoPolicy.CONFIRM
+        }
         self.errors: set[tuple[NodePath, Phase]] = set()
         self.repeats: dict[tuple[NodePath, Phase], int] = {}
         self.held: set[NodePath] = set()
@@ -223,13 +349,19 @@ class Orders:
                     require((path, Phase.UNDO) not in self.errors, f"6: {path} is undone in spite of its injected error")
                 self._settled(path, Phase.UNDO)
             case UndoFailed(path):
+                require(
+                    path not in self.by_hand or not self.paused, f"7: an operator is asked about {path} while the saga is paused"
+                )
                 self._settled(path, Phase.UNDO)
                 self.held.add(path)
+            case AttemptFailed(path):
+                self.errors.discard((path, Phase.DO))
+                self.repeats.pop((path, Phase.DO), None)
             case UndoSkipped(path, reason):
                 require(permitted == SkipUndo(path, reason), f"6: nobody ordered that the undo of {path} be skipped")
                 self.held.discard(path)
                 self._settled(path, Phase.UNDO)
-            case Created() | StartRequested() | OwnerChanged() | AttemptUnknown() | Done():
+            case Created() | StartRequested() | OwnerChanged() | AttemptUnknown() | DeadlinePassed() | Done():
                 pass
 
     def see_dispatch(self, path: NodePath, dispatch: Dispatch) -> None:
@@ -245,9 +377,9 @@ class Orders:
                 self.paused = True
             case Resume():
                 require(self.paused, "6: a saga that is not paused is resumed")
-                self._resumed()
+                self.resumed()
             case Abort():
-                self._resumed()
+                self.resumed()
             case Step():
                 require(self.paused, "6: a saga that is not paused is stepped")
                 self.steps += 1
@@ -262,13 +394,16 @@ class Orders:
             case RetryUndo(path) | SkipUndo(path) | MarkUndone(path):
                 require(path in self.held, f"6: the undo of {path} has not failed")
                 self.permitted = command
+            case Signal() | SetDeadline():
+                pass  # see `Checker`
 
-    def _resumed(self) -> None:
+    def resumed(self) -> None:
         self.paused, self.steps = False, 0
         self.stepped.clear()
 
     def _starts(self, path: NodePath, in_flight: int) -> None:
-        require(not self.limit or in_flight < self.limit, f"6: {path} starts as number {in_flight + 1} in flight, of {self.limit}")
+        room = path in self.waits or not self.limit or in_flight < self.limit
+        require(room, f"6: {path} starts as number {in_flight + 1} in flight, of {self.limit}")
         if self.paused:
             require(self.steps > 0, f"7: {path} starts while the saga is paused")
             self.steps -= 1
@@ -295,8 +430,8 @@ def check_step(records: Sequence[Record], breakpoints: AbstractSet[tuple[NodePat
                 require(following == UndoFinished(path), f"6: the word that {path} is undone has no effect")
             case Commanded(_, _, SetBreakpoint(path, after, clear), ""):
                 (points.discard if clear else points.add)((path, after))
-            case Commanded(_, _, Abort(), "") | Failed() | OutcomeUnknown():
-                running = False
+            case Commanded(_, _, Abort(), "") | Failed() | OutcomeUnknown() | DeadlinePassed():
+                running = False  # behind a deadline nothing more can be told from the records alone
             case Succeeded(path) if running and (path, True) in points:
                 require(following == BreakpointHit(path, after=True), f"6: the breakpoint after {path} is passed by")
             case _:
@@ -321,13 +456,15 @@ def check_settled(state: SagaState) -> None:
 
 
 def check_all_or_none(graph: Graph, log: Iterable[LogEntry], effects: set[str]) -> None:
-    """Invariant 5, of a saga that has ended: `effects` (full paths) is all or nothing, but for undos that an operator gave up."""
+    """Invariant 5, of a saga that has ended: `effects` (full paths) is all or nothing, but for undos that an operator gave up, and for
+    what needs no undo."""
     records = [e.record for e in log]
     if records[-1] == Done(Outcome.DONE):
-        wanted = {n.path for n in graph.nodes if not n.instant}
+        wanted = {n.path for n in graph.nodes if n.action is not None}
         require(effects == wanted, f"5: the saga is done, but the effects differ at {sorted(effects ^ wanted)}")
     else:
-        skipped = {r.node for r in records if isinstance(r, UndoSkipped)}
+        skipped = {str(r.node) for r in records if isinstance(r, UndoSkipped)}
+        skipped |= {n.path for n in graph.nodes if n.action is not None and n.action.undo is UndoPolicy.NONE_NEEDED}
         require(effects <= skipped, f"5: the saga is undone, but {sorted(effects - skipped)} are left")
 
 
@@ -336,8 +473,19 @@ def require(holds: bool, message: str) -> None:
         raise Violated(message)
 
 
+def _all_below(graph: Graph, start: int) -> set[int]:
+    found: set[int] = set()
+    todo = [start]
+    while todo:
+        for child in graph.nodes[todo.pop()].children:
+            if child not in found:
+                found.add(child)
+                todo.append(child)
+    return found
+
+
 def _actions_next_to(graph: Graph, start: int, *, up: bool) -> set[int]:
-    """The nearest actions above (below) a node; constants, starts and ends of subsagas are looked through."""
+    """The nearest nodes with records above (below) a node; constants, starts and ends of subsagas are looked through."""
     found: set[int] = set()
     seen: set[int] = set()
     todo = [start]

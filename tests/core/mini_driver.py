@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from core_checkers import Checker, Dispatched, check_all_or_none, check_settled, check_step, require
-from sec_model import Graph, Payload
+from sec_model import Deadline, Graph, OnDeadline, Payload
 from sec_model.commands import (
     Abort,
     Command,
@@ -24,10 +24,13 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
     Step,
 )
+from sec_model.graph import NodeKind
 
 from sec.codec import record_from_proto, record_to_proto
 from sec.core.decide import (
@@ -74,23 +77,26 @@ class Refused(Exception):
 
 @dataclass
 class FakeActionServer:
-    """Keeps the contract: one effect for one key, an undo stops a later do, a failure leaves nothing, old epochs are refused.
+    """Keeps the contract: one effect for one key, an undo stops a later do, a failure leaves nothing and is for good, old epochs are refused.
 
-    `failing` nodes fail; the undo of a node fails for good as often as `undo_failing` says (`FOREVER`: always).
+    `failing` nodes fail as often as they are called by another key, `FOREVER` or so often; the undo of a node fails for good as often as
+    `undo_failing` says.
     """
 
-    failing: set[str] = field(default_factory=set)
+    failing: dict[str, int] = field(default_factory=dict)
     undo_failing: dict[str, int] = field(default_factory=dict)
     effects: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
     tombstones: set[str] = field(default_factory=set)
     highest_epoch: int = 0
     calls: Counter[tuple[str, Phase]] = field(default_factory=Counter)
 
     def copy(self) -> "FakeActionServer":
         return FakeActionServer(
-            set(self.failing),
+            dict(self.failing),
             dict(self.undo_failing),
             set(self.effects),
+            set(self.failed),
             set(self.tombstones),
             self.highest_epoch,
             Counter(self.calls),
@@ -101,14 +107,18 @@ class FakeActionServer:
         if epoch < self.highest_epoch:
             raise Refused
         self.highest_epoch = epoch
-        path = key.partition("/")[2]
+        path = key.partition("/")[2].partition("~")[0]
         self.calls[path, phase] += 1
-        return self._do(path) if phase is Phase.DO else self._undo(path)
+        return self._do(key, path) if phase is Phase.DO else self._undo(path)
 
-    def _do(self, path: str) -> Payload | Fault:
+    def _do(self, key: str, path: str) -> Payload | Fault:
         if path in self.tombstones:
             return Fault("It was undone before it was done.", "undone")
-        if path in self.failing:
+        left = self.failing.get(path, 0)
+        if key in self.failed or (left and path not in self.effects):
+            if key not in self.failed:
+                self.failing[path] = max(left - 1, FOREVER)
+                self.failed.add(key)
             return Fault(f"No room for {path}.", "no_room")
         self.effects.add(path)
         return Payload.json(path)
@@ -160,6 +170,7 @@ class MiniDriver:
         """Whether a dispatch pauses still, or waits for an action server: then it can be withheld."""
         self.under_way: set[int] = set()
         self.orders: list[Ordered] = []
+        self.now_us = max((e.time_us for e in self.log), default=0)
         self.epoch = max((e.epoch for e in self.log), default=Epoch(1))
         self.checker = Checker(graph)
         for entry in self.log:
@@ -171,19 +182,19 @@ class MiniDriver:
     def writer(self) -> SecNodeName:
         return SecNodeName(f"sec-{self.epoch}")
 
-    def submit(self, *, start: bool = True) -> None:
+    def submit(self, *, start: bool = True, deadline: Deadline | None = None) -> None:
         """Submits the saga, and starts it."""
-        self._write(Created("uid", "hash"))
+        self._write(Created("uid", "hash", deadline))
         if start:
-            self._write(StartRequested())
+            self._write(StartRequested(0 if deadline is None else self.now_us + round(deadline.after_s * 1e6)))
             self.handle(Begin())
 
     def handle(self, *events: Event, crash_after: int | None = None, crash_in_effects: int | None = None) -> bool:
         """Takes events. False: it crashed, after so many records (effects), and has to `recover`."""
-        ready = decide(self.state, events, self.offered)
+        ready = decide(self.state, events, self.offered, self.now_us)
         assert_same_state(self.state, self.shadow)
-        assert decide(self.state, events, self.offered) == ready
-        assert decide(self.shadow, events, self.offered) == ready
+        assert decide(self.state, events, self.offered, self.now_us) == ready
+        assert decide(self.shadow, events, self.offered, self.now_us) == ready
         points, running = self.state.controls.breakpoints, self.state.course is Course.RUNNING
         check_step(ready.records, points, running=running)
         for record in ready.records[:crash_after]:
@@ -191,6 +202,12 @@ class MiniDriver:
         if crash_after is not None:
             return False
         assert (ready.course, ready.mishaps, ready.controls) == (self.state.course, self.state.mishaps, self.state.controls)
+        overdue = self.checker.overdue(self.now_us)
+        require(not overdue, f"6: nothing happens at {overdue}, which is overdue")
+        soonest = min((us for us, _ in self.checker.dues.values()), default=0)
+        require(
+            ready.wake_at_us == soonest or self.state.course.ended, f"6: the driver sleeps until {ready.wake_at_us}, not {soonest}"
+        )
         resumed = any(isinstance(e, Ordered) and isinstance(e.command, Resume) for e in events)
         dispatched = [e.node for e in ready.effects if isinstance(e, Dispatch)]
         assert len(dispatched) == len(set(dispatched)), "dispatched twice in one step"
@@ -235,6 +252,8 @@ class MiniDriver:
         else:
             forgotten = self.state.in_flight.keys() - known
             require(not forgotten, f"4: nobody calls {sorted(forgotten)}, and the saga is not paused")
+        deaf = self.state.waiting.keys() & self.state.signals.keys()
+        require(not deaf, f"4: {sorted(deaf)} wait for signals that have come")
 
     def _write(self, record: Record) -> None:
         if self.worlds is not None:
@@ -247,7 +266,7 @@ class MiniDriver:
         if isinstance(record, Commanded) and isinstance(record.command, MarkUndone) and not record.refused:
             self.server.undo_by_hand(record.command.node)
         durable = record_from_proto(record_to_proto(record))
-        entry = LogEntry(len(self.log) + 1, self.epoch, self.writer, 0, durable)
+        entry = LogEntry(len(self.log) + 1, self.epoch, self.writer, self.now_us, durable)
         self.log.append(entry)
         if isinstance(record, Created | StartRequested):
             self.state.apply_entry(entry)
@@ -353,6 +372,10 @@ class RandomRun:
         self.driver = driver
         self.weather = weather
         self.random = Random(seed)
+        self.haste = self.random.choice([0.02, 0.1, 0.4])
+        """How likely time passes before a step."""
+        self.harsh = self.random.choice([0.0, 0.05, 0.2])
+        """How likely an order ends the forward way, or makes a call fail."""
         if weather.orders:  # else a call is under way as soon as its pause is over
             driver.is_waiting = lambda dispatch: dispatch.delay_s > 0 or self.random.random() < 0.3
 
@@ -374,6 +397,8 @@ class RandomRun:
         driver, random = self.driver, self.random
         if driver.late and random.random() < 0.3:
             driver.deliver(driver.late.pop(random.randrange(len(driver.late))))
+        if driver.state.dues and random.random() < self.haste:
+            driver.now_us += random.randrange(20_000_000)
         if not driver.state.course.ended and random.random() < self.weather.crash:
             self._crash_idle()
         elif not driver.state.course.ended and random.random() < self.weather.orders:
@@ -388,6 +413,8 @@ class RandomRun:
             if not self.weather.operator:
                 return False
             self._handle(self._command())
+        elif driver.state.waiting:
+            self._end_a_wait()
         else:
             # Only an action that nobody offers can keep a saga from going on.
             assert driver.offered is not None
@@ -395,6 +422,16 @@ class RandomRun:
             driver.offered = None
             self._handle(Begin())
         return True
+
+    def _end_a_wait(self) -> None:
+        """A signal comes, or the time."""
+        driver, random = self.driver, self.random
+        signals = [n for n in driver.state.waiting if driver.graph.nodes[n].timer is None]
+        if signals and (not driver.state.dues or random.random() < 0.7):
+            self._handle(driver.ordered(Signal(NodePath(driver.graph.nodes[random.choice(signals)].path), Payload.json(1))))
+        else:
+            driver.now_us = max(driver.now_us, min(due.us for due in driver.state.dues.values()))
+            self._handle(Begin())
 
     def _some_events(self, count: int) -> list[Event]:
         driver = self.driver
@@ -416,6 +453,19 @@ class RandomRun:
         random, nodes = self.random, self.driver.graph.nodes
         node = NodePath("nobody" if random.random() < 0.05 else random.choice(nodes).path)
         phase = random.choice(list(Phase))
+        if random.random() < self.harsh:
+            soon_us = self.driver.now_us + random.randrange(1, 10_000_000)
+            harsh: list[Command] = [
+                Abort("Not wanted any more."),
+                InjectError(node, phase),
+                InjectError(node, Phase.UNDO),
+                SetDeadline(node, due_us=soon_us),
+                SetDeadline(NodePath(""), due_us=soon_us),
+            ]
+            return random.choice(harsh)
+        signals = [n.path for n in nodes if n.kind is NodeKind.SIGNAL]
+        if signals and random.random() < 0.1:
+            return Signal(NodePath(random.choice(signals)), Payload.json(random.random()))
         commands: list[Command] = [
             Pause("Look at it."),
             Pause("Look at it."),
@@ -426,9 +476,12 @@ class RandomRun:
             SetBreakpoint(node, random.random() < 0.5),
             SetMaxInFlight(random.randrange(4)),
             InjectRepeat(node, phase, random.choice([0, 1, 2, 3, 101])),
+            Signal(node, Payload.json(1)),
+            SetDeadline(
+                random.choice([node, NodePath("")]), OnDeadline.PAUSE, self.driver.now_us + random.randrange(1, 30_000_000)
+            ),
+            SetDeadline(random.choice([node, NodePath("")])),
         ]
-        if random.random() < 0.2:
-            commands += [Abort("Not wanted any more."), InjectError(node, phase), InjectError(node, phase)]
         if self.weather.operator:
             commands += [
                 RetryUndo(node),

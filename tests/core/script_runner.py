@@ -4,6 +4,7 @@ A script is a text file. A line that begins with "$ " is a command; what stands 
 the reader. Several events behind one "$ ", separated by ";", reach the core together.
 
     $ saga a > b | c*2            a saga (see compact.py), submitted and not started
+    $ saga a > b within 60p       the same with a deadline that pauses it after 60 seconds (60: that makes it unwind)
     $ start                       start it as sec-1
     $ offer a b / offer all       the actions that action servers offer from here on
     $ ok a                        the action of a has succeeded
@@ -12,6 +13,7 @@ the reader. Several events behind one "$ ", separated by ";", reach the core tog
     $ undone a                    the undo action has succeeded
     $ undo-fails a Held.          it has failed for good
     $ take over / cut 2           sec-2, sec-3, ... recovers the saga from its log / the last 2 records of it are lost
+    $ clock 30                    30 seconds after the beginning, the clock is looked at
     $ log                         the whole log
 
 What an operator orders gets the ids c1, c2, ...:
@@ -21,16 +23,19 @@ What an operator orders gets the ids c1, c2, ...:
     $ max-in-flight 1
     $ retry-undo a / skip-undo a By hand. / mark-undone a By hand.
     $ inject-error a do / inject-repeat a undo 3
+    $ signal a words              what the signal node a waits for
+    $ deadline a 20 fail          20 seconds after the beginning; of the saga: deadline saga 20 pause; none: deadline a 0 fail
     $ again                       the order before, with its id
 
-Output: "+" a record, "->" an effect, and the tree of nodes. Draws are 0, so that pauses have their full length, and every call takes 1 second.
+Output: "+" a record, "->" an effect, "@" when the clock is to be looked at, and the tree of nodes. Draws are 0, so that pauses have their full
+length, and every call takes 1 second.
 """
 
 from collections.abc import Callable, Iterator
 
 import compact
 from mini_driver import assert_same_state
-from sec_model import Payload
+from sec_model import Deadline, OnDeadline, Payload
 from sec_model.commands import (
     Abort,
     Command,
@@ -41,7 +46,9 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
     Step,
 )
@@ -64,10 +71,12 @@ from sec.core.decide import (
 )
 from sec.core.errors import SagaError
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
     Created,
+    DeadlinePassed,
     Done,
     Epoch,
     Failed,
@@ -113,6 +122,12 @@ class Session:
     """One saga and its log."""
 
     def __init__(self, saga: str = "a") -> None:
+        saga, _, within = saga.partition(" within ")
+        self.deadline: Deadline | None = None
+        if within:
+            then = OnDeadline.PAUSE if within.endswith("p") else OnDeadline.FAIL
+            self.deadline = Deadline(float(within.removesuffix("p")), then)
+        self.now_us = 0
         self.state = SagaState(SagaId("s"), compact.graph(saga))
         self.log: list[LogEntry] = []
         self.epoch = Epoch(1)
@@ -123,10 +138,10 @@ class Session:
         verb, _, rest = command.partition(" ")
         match verb:
             case "saga":
-                self._write(Created("uid", "hash"))
+                self._write(Created("uid", "hash", self.deadline))
                 return self._tree()
             case "start":
-                self._write(StartRequested())
+                self._write(StartRequested(0 if self.deadline is None else self.now_us + round(self.deadline.after_s * 1e6)))
                 return self._step(Begin())
             case "offer":
                 self.offered = None if rest == "all" else frozenset(rest.split())
@@ -151,7 +166,8 @@ class Session:
             case "ok":
                 return DoAnswered(node, Payload.json(path))
             case "fail":
-                return DoAnswered(node, fault)
+                spent_s = self.state.tries.get(self.state.graph.by_path[node], NO_TRIES).spent_s + 1.0
+                return DoAnswered(node, fault, spent_s)
             case "undone":
                 return UndoAnswered(node, None)
             case "undo-fails":
@@ -164,19 +180,23 @@ class Session:
                 return AnswerMissing(node, self.state.in_flight.get(index, Phase.DO), fault, spent_s, 0.0)
             case "again":
                 return self.orders[-1]
+            case "clock":
+                self.now_us = round(float(path) * 1e6)
+                return Begin()
             case _:
                 self.orders.append(Ordered(f"c{len(self.orders) + 1}", "ada", _command(text)))
                 return self.orders[-1]
 
     def _step(self, *events: Event) -> list[str]:
         try:
-            ready = decide(self.state, events, self.offered)
+            ready = decide(self.state, events, self.offered, self.now_us)
         except SagaError as error:
             return [f"{type(error).__name__}: {error}"]
         for record in ready.records:
             self._write(record)
         assert_same_state(self.state, fold(SagaId("s"), self.state.graph, self.log))
-        return [f"+ {_record(r)}" for r in ready.records] + [f"-> {self._effect(e)}" for e in ready.effects] + self._tree()
+        written = [f"+ {_record(r)}" for r in ready.records] + [f"-> {self._effect(e)}" for e in ready.effects]
+        return written + ([f"@ {ready.wake_at_us / 1e6:g} s"] if ready.wake_at_us else []) + self._tree()
 
     def _write(self, record: Record) -> None:
         entry = LogEntry(len(self.log) + 1, self.epoch, SecNodeName(f"sec-{self.epoch}"), 0, record)
@@ -194,7 +214,10 @@ class Session:
                 pause = f" after {effect.delay_s:g} s" if effect.delay_s else ""
                 repeats = f", {effect.repeats} times" if effect.repeats > 1 else ""
                 injected = ", which fails without being called" if effect.injected_error else ""
-                return f"{effect.phase.value} {path} #{effect.attempt}{pause}{repeats}{injected}"
+                key = self.state.idempotency_key(effect.node)
+                named = f", as {key}" if "~" in key else ""
+                until = f", until {effect.until_us / 1e6:g} s" if effect.until_us else ""
+                return f"{effect.phase.value} {path} #{effect.attempt}{pause}{repeats}{injected}{named}{until}"
 
     def _tree(self) -> list[str]:
         controls = self.state.controls
@@ -221,6 +244,10 @@ _ORDERS: dict[str, Callable[[str, str, str], Command]] = {
     "skip-undo": lambda one, _, rest: SkipUndo(NodePath(one), rest),
     "mark-undone": lambda one, _, rest: MarkUndone(NodePath(one), rest),
     "inject-error": lambda one, two, _: InjectError(NodePath(one), Phase(two)),
+    "signal": lambda one, _, rest: Signal(NodePath(one), Payload.json(rest)),
+    "deadline": lambda one, two, rest: SetDeadline(
+        NodePath("" if one == "saga" else one), OnDeadline(rest.split()[1]), due_us=round(float(two) * 1e6)
+    ),
     "inject-repeat": lambda one, two, rest: InjectRepeat(NodePath(one), Phase(two), int(rest.split()[1])),
 }
 """By their words: the two behind the order's name, and all behind the first of them."""
@@ -255,12 +282,24 @@ def _words(command: Command) -> str:
             return f"inject-error {node} {phase.value}"
         case InjectRepeat(node, phase, count):
             return f"inject-repeat {node} {phase.value} {count}"
+        case Signal(node, data):
+            return f"signal {node} {data.value()}"
+        case SetDeadline(node, then, due_us):
+            return f"deadline {node or 'saga'} {due_us / 1e6:g} {then.value}"
 
 
 def _record(record: Record) -> str:
     match record:
-        case Created() | StartRequested():
+        case Created() | StartRequested(0):
             return type(record).__name__
+        case StartRequested(due_us):
+            return f"StartRequested, due at {due_us / 1e6:g} s"
+        case DeadlinePassed(node):
+            return f"DeadlinePassed of {node or 'the saga'}"
+        case AttemptFailed(node, attempt, error, spent_s):
+            return f"AttemptFailed {node}: do #{attempt}, {spent_s:g} s spent: {error.message}"
+        case Started(node, due_us) if due_us:
+            return f"Started {node}, due at {due_us / 1e6:g} s"
         case OwnerChanged(epoch, sec_node):
             return f"OwnerChanged to {sec_node}, epoch {epoch}"
         case Done(outcome):

@@ -2,7 +2,7 @@
 
 import compact
 from sec_model import Payload
-from sec_model.commands import Pause, SetBreakpoint
+from sec_model.commands import Pause, SetBreakpoint, SetDeadline, Signal
 
 from sec.core.records import (
     Commanded,
@@ -30,6 +30,12 @@ from sec.core.transitions import Course, Mark
 FAULT = Fault("Broken.")
 N = NodePath("n")
 GRAPH = compact.graph("n | x | h > z")
+GRAPHS = {
+    "waits": compact.graph("n? | x | h > z"),
+    "manual": compact.graph("n!manual | x | h > z"),
+    "forward": compact.graph("p!point > n | x | h > z"),
+}
+"""What n is, when it is not an action like all others: the first word of a situation."""
 WORDS: dict[str, list[Record]] = {
     "created": [Created("uid", "hash")],
     "begun": [StartRequested()],
@@ -41,6 +47,10 @@ WORDS: dict[str, list[Record]] = {
     "n-undone": [UndoFinished(N)],
     "n-held": [UndoFailed(N, FAULT)],
     "n-skipped": [UndoSkipped(N, "By hand.")],
+    "n-due": [Commanded("c3", "ada", SetDeadline(N, due_us=30_000_000))],
+    "n-signal": [Commanded("c4", "ada", Signal(N, Payload.json(2)))],
+    "n-got-it": [Succeeded(N, Payload.json(2))],
+    "p-ok": [Started(NodePath("p")), Succeeded(NodePath("p"), Payload.json(1))],
     "n-break": [Commanded("c1", "ada", SetBreakpoint(N, after=False))],
     "pause": [Commanded("c2", "ada", Pause("Look at it."))],
     "x": [Started(NodePath("x"))],
@@ -61,7 +71,19 @@ SITUATIONS: dict[str, tuple[Course, Mark]] = {
     "created begun": (Course.RUNNING, Mark.NEVER_STARTED),
     "created begun pause": (Course.RUNNING, Mark.NEVER_STARTED),
     "created begun n-break": (Course.RUNNING, Mark.NEVER_STARTED),
+    "created begun n-due": (Course.RUNNING, Mark.NEVER_STARTED),
     "created begun n": (Course.RUNNING, Mark.STARTED),
+    "created begun n n-due": (Course.RUNNING, Mark.STARTED),
+    "waits created begun n": (Course.RUNNING, Mark.STARTED),
+    "waits created begun n n-signal": (Course.RUNNING, Mark.STARTED),
+    "waits created begun n n-signal n-got-it": (Course.RUNNING, Mark.SUCCEEDED),
+    "waits created begun n x-fails": (Course.UNWINDING, Mark.GIVEN_UP),
+    "waits created begun h-ok n x-fails h-held": (Course.STUCK, Mark.GIVEN_UP),
+    "waits created begun n n-signal n-got-it x-fails": (Course.UNWINDING, Mark.UNDO_FINISHED),
+    "manual created begun n n-ok x-fails": (Course.UNWINDING, Mark.SUCCEEDED),
+    "manual created begun n n-unknown": (Course.UNWINDING, Mark.OUTCOME_UNKNOWN),
+    "manual created begun n n-ok x-fails n-held": (Course.STUCK, Mark.UNDO_FAILED),
+    "forward created begun p-ok n": (Course.RUNNING, Mark.STARTED),
     "created begun n n-ok": (Course.RUNNING, Mark.SUCCEEDED),
     "created begun n n-ok x-ok h-ok z-ok": (Course.RUNNING, Mark.SUCCEEDED),
     "created begun n n-ok x-ok h-ok z-ok done": (Course.DONE, Mark.SUCCEEDED),
@@ -94,8 +116,10 @@ SITUATIONS: dict[str, tuple[Course, Mark]] = {
 
 
 def reach(situation: str) -> SagaState:
-    state = SagaState(SagaId("s"), GRAPH)
-    for word in situation.split():
+    first, *words = situation.split() or [""]
+    special = first in GRAPHS
+    state = SagaState(SagaId("s"), GRAPHS[first] if special else GRAPH)
+    for word in words if special else situation.split():
         for record in WORDS[word]:
             state.apply(record)
     return state

@@ -5,8 +5,8 @@ from dataclasses import replace
 import compact
 import pytest
 from core_checkers import Dispatched, Violated, check_all_or_none, check_history, check_settled, check_step
-from mini_driver import FakeActionServer, MiniDriver
-from sec_model import Payload
+from mini_driver import FOREVER, FakeActionServer, MiniDriver
+from sec_model import OnDeadline, Payload
 from sec_model.commands import (
     Abort,
     Command,
@@ -17,17 +17,21 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
 )
 from sec_model.commands import Step as StepOnce
 
 from sec.core.decide import Dispatch
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
     Created,
+    DeadlinePassed,
     Done,
     Epoch,
     Failed,
@@ -59,6 +63,10 @@ DO_A, UNDO_A, DO_B = (
 A, B = NodePath("a"), NodePath("sub/b")
 B_INDEX = GRAPH.index_of(B)
 Step = Record | Dispatch | tuple[int, str, Record]
+
+
+def _ok(path: str) -> list[Record]:
+    return [Started(NodePath(path)), Succeeded(NodePath(path), Payload())]
 
 
 def do(path: str) -> list[Step]:
@@ -209,6 +217,90 @@ def test_a_bad_history_is_found(steps: list[Step], violation: str) -> None:
         check_history(GRAPH, history(steps))
 
 
+def at(second: float, *records: Record) -> list[tuple[float, Record]]:
+    return [(second, record) for record in records]
+
+
+SIGNAL = Payload.json(1)
+SAGA, P = NodePath(""), NodePath("p")
+START_P = [Started(P), Succeeded(P, Payload())]
+TRIED = AttemptFailed(A, 1, FAULT, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("saga", "records", "violation"),
+    [
+        ("a~30 > p", at(0, Started(A, 30_000_000)) + at(30, Succeeded(A, Payload()), *START_P), ""),
+        (
+            "a~30 > p",
+            at(0, Started(A, 30_000_000)) + at(29, Succeeded(A, Payload())),
+            "6: what a has at 30000000 comes at 29000000",
+        ),
+        ("a? > p", at(0, Started(A), order(Signal(A, SIGNAL)), Succeeded(A, SIGNAL), *START_P), ""),
+        ("a? > p", at(0, Started(A), Succeeded(A, SIGNAL)), "6: a has not got"),
+        ("a? > p", at(0, order(Signal(A, SIGNAL), "c1"), order(Signal(A, SIGNAL), "c2")), "6: a gets a second signal"),
+        ("a? | p > b", at(0, Started(A), Started(P), Failed(P, FAULT), Done(Outcome.UNDONE)), ""),
+        ("a? | p > b", at(0, Started(A), Started(P), Failed(P, FAULT), Failed(A, FAULT)), "2: a goes from given-up to failed"),
+        ("a > p", at(0, DeadlinePassed(A)), "6: there is no deadline of a"),
+        ("a^30 > p", at(0, Started(A, 30_000_000)) + at(29, DeadlinePassed(A)), "6: what a has at 30000000 comes at 29000000"),
+        (
+            "a > p",
+            at(0, order(SetDeadline(SAGA, due_us=1))) + at(1, DeadlinePassed(SAGA), Started(A)),
+            "2: a starts while the saga",
+        ),
+        (
+            "a > p",
+            at(0, order(SetDeadline(SAGA, OnDeadline.PAUSE, 1))) + at(1, DeadlinePassed(SAGA), Started(A)),
+            "7: a starts while the saga is paused",
+        ),
+        ("p!point > a", at(0, *START_P, Started(A), TRIED, Succeeded(A, Payload()), Done(Outcome.DONE)), ""),
+        ("p!point > a", at(0, *START_P, Started(A), Failed(A, FAULT)), "5: a fails for good behind the point of no return"),
+        ("p!point > a", at(0, *START_P, order(Abort(""))), "5: the saga unwinds past its point of no return, p"),
+        (
+            "p!point > a",
+            at(0, *START_P, Started(A), OutcomeUnknown(A, FAULT)),
+            "5: the saga unwinds past its point of no return, p",
+        ),
+        ("p > a", at(0, *START_P, Started(A), TRIED), "5: a fails and is tried again"),
+        ("p!none > a", at(0, *START_P, Started(A), Failed(A, FAULT), Done(Outcome.UNDONE)), ""),
+        ("p!none > a", at(0, *START_P, Started(A), Failed(A, FAULT), UndoStarted(P)), "3: p has no undo action, and is undone"),
+        ("p!manual > a", at(0, *START_P, Started(A), Failed(A, FAULT), UndoFailed(P, FAULT)), ""),
+        ("p!manual > a", at(0, *START_P, Started(A), Failed(A, FAULT), UndoStarted(P)), "3: p has no undo action, and is undone"),
+        ("p!manual > a", at(0, *START_P, UndoFailed(P, FAULT)), "3: p is to be undone by hand before"),
+        (
+            "p!manual | b | a > c",
+            at(0, *START_P, Started(NodePath("b")), Started(A), Failed(A, FAULT), UndoFailed(P, FAULT)),
+            "7: an operator is asked about p while b is in flight",
+        ),
+        (
+            "p!manual > a",
+            at(0, *START_P, Started(A), order(Pause("")), Failed(A, FAULT), UndoFailed(P, FAULT)),
+            "7: an operator is asked about p while the saga is paused",
+        ),
+        ("a!confirm > p", at(0, Started(A)), "6: a starts past its breakpoint"),
+        ("a > k!none > b", at(0, *_ok("a"), *_ok("k"), Started(NodePath("b")), Failed(NodePath("b"), FAULT), UndoStarted(A)), ""),
+        (
+            "a > k!none > p > b",
+            at(0, *_ok("a"), *_ok("k"), *START_P, Started(NodePath("b")), Failed(NodePath("b"), FAULT), UndoStarted(A)),
+            "3: a is undone before p",
+        ),
+    ],
+)
+def test_what_waits_and_what_has_no_undo_action(saga: str, records: list[tuple[float, Record]], violation: str) -> None:
+    graph = compact.graph(saga)
+    begun: list[tuple[float, Record]] = [(0, Created("uid", "hash")), (0, StartRequested())]
+    log = [
+        LogEntry(number, Epoch(1), SecNodeName("sec-1"), round(second * 1e6), record)
+        for number, (second, record) in enumerate(begun + records, 1)
+    ]
+    if not violation:
+        check_history(graph, log)
+        fold(SagaId("s"), graph, log)
+        return
+    with pytest.raises(Violated, match=f"^{violation}"):
+        check_history(graph, log)
+
+
 def test_a_limit_that_is_not_kept_is_found() -> None:
     graph = compact.graph("a | b > c")
     limit = order(SetMaxInFlight(1))
@@ -269,7 +361,7 @@ def test_a_saga_that_is_left_behind_is_found() -> None:
 
 
 def test_a_stuck_saga_without_a_reason_is_found() -> None:
-    driver = MiniDriver(GRAPH, FakeActionServer(failing={"sub/b"}, undo_failing={"a": 1}))
+    driver = MiniDriver(GRAPH, FakeActionServer(failing={"sub/b": FOREVER}, undo_failing={"a": 1}))
     driver.submit()
     driver.run()
     check_settled(driver.state)
@@ -297,7 +389,7 @@ def test_effects_of_half_a_saga_are_found() -> None:
 
 def test_a_core_that_undoes_parents_first_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SagaState, "_needs_nothing", lambda *_: True)
-    driver = MiniDriver(compact.graph("a > b > c"), FakeActionServer(failing={"c"}))
+    driver = MiniDriver(compact.graph("a > b > c"), FakeActionServer(failing={"c": FOREVER}))
     driver.submit()
     with pytest.raises(Violated, match=r"^3: a is undone before b"):
         driver.run()
@@ -305,7 +397,7 @@ def test_a_core_that_undoes_parents_first_is_found(monkeypatch: pytest.MonkeyPat
 
 def test_a_server_that_forgets_its_undos_is_found() -> None:
     """The late delivery of a do whose undo came first leaves its effect, if the contract is not kept."""
-    server = FakeActionServer(failing={"c"})
+    server = FakeActionServer(failing={"c": FOREVER})
     driver = MiniDriver(compact.graph("a > b > c"), server)
     driver.submit()
     driver.run()

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sec_model import Payload
+from sec_model import Deadline, OnDeadline, Payload
 from sec_model.commands import (
     Abort,
     Command,
@@ -16,7 +16,9 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
     Step,
 )
@@ -26,10 +28,12 @@ from sec_protos.v1 import commands_pb2, records_pb2
 from sec.codec import batch_to_bytes, entries_from_bytes, record_from_proto, record_to_proto
 from sec.core.errors import CorruptLog
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
     Created,
+    DeadlinePassed,
     Done,
     Epoch,
     Failed,
@@ -70,17 +74,26 @@ COMMANDS: list[Command] = [
     MarkUndone(PATH, "Removed by hand."),
     *(InjectError(PATH, phase) for phase in Phase),
     *(InjectRepeat(PATH, phase, count) for phase in Phase for count in (1, 100)),
+    Signal(PATH, Payload.json({"by": "ada"})),
+    Signal(PATH, Payload()),
+    *(SetDeadline(path, then, 1_900_000_000_000_000) for path in (PATH, NodePath("")) for then in OnDeadline),
+    SetDeadline(PATH, after_s=0.5),
+    SetDeadline(PATH),
 ]
 RECORDS: list[Record] = [
     Created("uid", "hash"),
+    *(Created("uid", "hash", Deadline(0.5, then)) for then in OnDeadline),
     StartRequested(),
+    StartRequested(1_900_000_000_000_000),
     OwnerChanged(Epoch(2**62), SecNodeName("sec-2")),
     Started(PATH),
+    Started(PATH, 1_900_000_000_000_000),
     Succeeded(PATH, Payload.json({"a": 1})),
     Succeeded(PATH, Payload()),
     Succeeded(PATH, Payload("application/octet-stream", b"\x00\xff")),
     *(Failed(PATH, fault) for fault in FAULTS),
     *(AttemptUnknown(PATH, phase, 3, fault, 1.25) for phase in Phase for fault in FAULTS),
+    *(AttemptFailed(PATH, 3, fault, 1.25) for fault in FAULTS),
     *(OutcomeUnknown(PATH, fault) for fault in FAULTS),
     UndoStarted(PATH),
     UndoFinished(PATH),
@@ -89,6 +102,7 @@ RECORDS: list[Record] = [
     *(Commanded("id", "ada", command) for command in COMMANDS),
     *(Commanded("id", "", command, "It is too late.") for command in COMMANDS),
     *(BreakpointHit(PATH, after) for after in (False, True)),
+    *(DeadlinePassed(path) for path in (PATH, NodePath(""))),
     *(Done(outcome) for outcome in Outcome),
 ]
 
@@ -139,6 +153,18 @@ def test_an_unknown_phase_is_refused(phase: int) -> None:
     with pytest.raises(CorruptLog) as caught:
         record_from_proto(message)
     assert str(caught.value) == f'A record of node "a" has the unknown phase {phase}.'
+
+
+def test_a_deadline_with_an_unknown_consequence_is_refused() -> None:
+    message = records_pb2.Record(created=records_pb2.Created(uid="uid", definition_hash="hash"))
+    message.created.deadline.then = 7  # type: ignore[assignment]
+    with pytest.raises(CorruptLog) as caught:
+        record_from_proto(message)
+    assert str(caught.value) == "The first record cannot be read: A deadline has the unknown consequence 7."
+    command = commands_pb2.Command()
+    command.set_deadline.then = 7  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"^A deadline has the unknown consequence 7\.$"):
+        command_from_proto(command)
 
 
 @pytest.mark.parametrize("outcome", [0, 7])

@@ -5,7 +5,7 @@ from typing import get_args
 import compact
 import pytest
 from mini_driver import assert_same_state
-from sec_model import Payload
+from sec_model import OnDeadline, Payload
 from sec_model.commands import (
     Abort,
     Command,
@@ -17,13 +17,14 @@ from sec_model.commands import (
     Resume,
     RetryUndo,
     SetBreakpoint,
+    SetDeadline,
     SetMaxInFlight,
+    Signal,
     SkipUndo,
     Step,
 )
 from situations import SITUATIONS, N, reach
 
-from sec.core.controls import refusal
 from sec.core.decide import (
     AnswerMissing,
     Begin,
@@ -57,6 +58,7 @@ from sec.core.records import (
     UndoFailed,
     UndoStarted,
 )
+from sec.core.refusals import refusal
 from sec.core.state import SagaState
 from sec.core.transitions import Course
 
@@ -96,16 +98,65 @@ OF_EVERY_KIND: list[Command] = [
     MarkUndone(N, WHY),
     InjectError(N, Phase.DO),
     InjectRepeat(N, Phase.DO, 2),
+    Signal(N, Payload.json(1)),
+    SetDeadline(N, due_us=1),
 ]
+WAITING = "waits created begun n"
+SIGNALLED = "waits created begun n n-signal"
+BY_HAND = "manual created begun n n-ok x-fails n-held"
+FORWARD = "forward created begun p-ok n"
+NO_UNDO = 'Node "n" of saga "s" has no undo action.'
+NO_ACTION = 'Node "n" of saga "s" calls no action.'
+NO_RETURN = 'Saga "s" has come to its point of no return, node "p": it only goes forward.'
+NO_DEADLINES = 'Saga "s" unwinds: deadlines are for going forward.'
+SAGA = NodePath("")
 
 
 def not_in(course: str) -> str:
-    return f'Saga "s" is {course}: it takes commands while it runs, unwinds or is stuck.'
+    return f'Saga "s" is {course}: it takes no commands any more.'
 
 
 REFUSALS: list[tuple[str, Command, str]] = [
     *(("", c, not_in("nonexistent")) for c in OF_EVERY_KIND),
-    *((CREATED, c, not_in("created")) for c in OF_EVERY_KIND),
+    *((CREATED, c, "") for c in OF_EVERY_KIND if not isinstance(c, Resume | Step | RetryUndo | SkipUndo | MarkUndone | Signal)),
+    *((CREATED, c, NOT_FAILED) for c in OF_EVERY_KIND if isinstance(c, RetryUndo | SkipUndo | MarkUndone)),
+    ("waits created", Signal(N, Payload.json(1)), ""),
+    (WAITING, Signal(N, Payload.json(1)), ""),
+    (SIGNALLED, Signal(N, Payload.json(1)), 'Node "n" of saga "s" has got its signal already.'),
+    ("waits created begun n x-fails", Signal(N, Payload()), 'Node "n" of saga "s" does not wait for its signal any more.'),
+    (RUNS, Signal(N, Payload()), 'Node "n" of saga "s" does not wait for a signal.'),
+    (RUNS, Signal(NOBODY, Payload()), NO_NODE),
+    *((WAITING, InjectError(N, phase), NO_ACTION) for phase in Phase),
+    (WAITING, MarkUndone(N, WHY), NO_ACTION),
+    (WAITING, SetBreakpoint(N, after=True), ""),
+    *(("manual created begun", inject, NO_UNDO) for inject in (InjectError(N, Phase.UNDO), InjectRepeat(N, Phase.UNDO, 2))),
+    ("manual created begun", InjectError(N, Phase.DO), ""),
+    *((BY_HAND, by_hand, "") for by_hand in (SkipUndo(N, WHY), MarkUndone(N, WHY))),
+    (
+        BY_HAND,
+        RetryUndo(N),
+        'Node "n" of saga "s" has no undo action that could be called: take its effect back by hand, and say so '
+        '("secctl saga mark-undone").',
+    ),
+    *((s, Abort(""), NO_RETURN) for s in (FORWARD, "forward created begun p-ok")),
+    ("forward created begun", Abort(""), ""),
+    *((s, SetDeadline(SAGA, then, 1), "") for s in (RUNS, PAUSED, "waits created") for then in OnDeadline),
+    (FORWARD, SetDeadline(SAGA, OnDeadline.FAIL, 1), NO_RETURN),
+    (FORWARD, SetDeadline(SAGA, OnDeadline.PAUSE, 1), ""),
+    *((FORWARD, SetDeadline(node), "") for node in (SAGA, N)),
+    (FORWARD, SetDeadline(N, OnDeadline.PAUSE, 1), ""),
+    *(
+        (
+            s,
+            SetDeadline(node, OnDeadline.FAIL, 1),
+            f'Node "{node}" of saga "s" cannot be given up: let its deadline pause the saga.',
+        )
+        for s, node in ((FORWARD, N), ("forward created begun", NodePath("p")))
+    ),
+    *((s, SetDeadline(N, due_us=1), "") for s in (RUNS, STARTED, WAITING)),
+    *((s, SetDeadline(node, due_us=1), NO_DEADLINES) for s in (UNWINDS, HELD) for node in (N, SAGA)),
+    (SUCCEEDED, SetDeadline(N, due_us=1), 'Node "n" of saga "s" has ended.'),
+    (RUNS, SetDeadline(NOBODY, due_us=1), NO_NODE),
     *((DONE, c, not_in("done")) for c in OF_EVERY_KIND),
     *(("created begun x-fails undone", c, not_in("undone")) for c in OF_EVERY_KIND),
     *((s, Pause("Why."), "") for s in (RUNS, UNWINDS, HELD)),
@@ -123,6 +174,7 @@ REFUSALS: list[tuple[str, Command, str]] = [
     (STARTED, SetBreakpoint(N, after=False), PAST),
     (STARTED, SetBreakpoint(N, after=True), ""),
     *((SUCCEEDED, SetBreakpoint(N, after), PAST) for after in (False, True)),
+    *((s, SetBreakpoint(N, after, clear=True), "") for s in (SUCCEEDED, UNWINDS) for after in (False, True)),
     *((ABANDONED, SetBreakpoint(N, after), PAST) for after in (False, True)),
     *((s, SetBreakpoint(NOBODY, after), NO_NODE) for after in (False, True) for s in (RUNS, UNWINDS, HELD)),
     *((RUNS, InjectRepeat(N, Phase.DO, count), "") for count in (1, 100)),
@@ -143,7 +195,7 @@ REFUSALS: list[tuple[str, Command, str]] = [
     ),
     *(
         (s, inject, UNDO_PAST)
-        for s in (UNDOING, FAILED, UNDONE)
+        for s in (UNDOING, FAILED, UNDONE, ABANDONED)
         for inject in (InjectError(N, Phase.UNDO), InjectRepeat(N, Phase.UNDO, 2))
     ),
     *((RUNS, InjectError(NOBODY, phase), NO_NODE) for phase in Phase),
@@ -170,13 +222,10 @@ def test_what_is_refused_and_why(situation: str, command: Command, because: str)
     first = decide(state, [Ordered("id", "ada", command)]).records[0]
     assert first == Commanded("id", "ada", command, because)
     if because:
-        with pytest.raises(IllegalTransition) as caught:
-            state.apply(Commanded("id", "ada", command))
-        number = state.next_sequence
-        assert str(caught.value) == f'Saga "s" cannot take the record Commanded as number {number}: {because}.'
-        settings = state.controls
+        before = (state.controls, state.dues.copy(), state.signals.copy(), state.course)
         state.apply(first)
-        assert (state.controls, state.commands - {"c1", "c2"}) == (settings, frozenset({"id"}))
+        assert (state.controls, state.dues, state.signals, state.course) == before
+        assert "id" in state.commands
     else:
         state.apply(first)
     assert (
@@ -190,6 +239,23 @@ def test_every_kind_of_command_is_refused_somewhere_and_taken_up_somewhere() -> 
     assert {type(c) for c in OF_EVERY_KIND} == set(get_args(Command))
     running = [(c, because) for s, c, because in REFUSALS if s in SITUATIONS and SITUATIONS[s][0].value in ("running", "stuck")]
     assert {type(c) for c, because in running if not because} == set(get_args(Command))
+
+
+@pytest.mark.parametrize(
+    ("situation", "command", "because"),
+    [
+        (UNWINDS, Abort(""), "it cannot begin to unwind"),
+        (FORWARD, Abort(""), "it cannot begin to unwind"),
+        (SIGNALLED, Signal(N, Payload()), 'no node "n" waits for a signal'),
+        (RUNS, Signal(N, Payload()), 'no node "n" waits for a signal'),
+        (RUNS, Signal(NOBODY, Payload()), 'no node "nobody" waits for a signal'),
+    ],
+)
+def test_a_log_cannot_say_that_an_order_did_what_is_impossible(situation: str, command: Command, because: str) -> None:
+    state = reach(situation)
+    with pytest.raises(IllegalTransition) as caught:
+        state.apply(Commanded("id", "ada", command))
+    assert str(caught.value) == f'Saga "s" cannot take the record Commanded as number {state.next_sequence}: {because}.'
 
 
 @pytest.mark.parametrize("path", ["k", "sub", "sub/"])
@@ -206,6 +272,8 @@ def test_a_node_without_an_action_takes_no_orders(path: str, begun: bool) -> Non
         RetryUndo(node),
         SkipUndo(node, WHY),
         MarkUndone(node, WHY),
+        Signal(node, Payload()),
+        SetDeadline(node, due_us=1),
     ]
     expected = f'Saga "s" has no node "{path}".' if path == "sub/" else f'Node "{path}" of saga "s" calls no action.'
     assert {refusal(state, command) for command in commands} == {expected}

@@ -3,8 +3,8 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mini_driver import FOREVER, FakeActionServer, MiniDriver, RandomRun, Weather, assert_same_state
-from random_sagas import definitions
-from sec_model import Definition, Graph, compile_graph
+from random_sagas import DEADLINES, definitions
+from sec_model import Deadline, Definition, Graph, OnDeadline, compile_graph
 
 from sec.core.records import OwnerChanged, SagaId, UndoSkipped
 from sec.core.state import fold
@@ -17,13 +17,16 @@ CHANCES = st.sampled_from([0.0, 0.05, 0.3])
 
 @st.composite
 def servers(draw: st.DrawFn, graph: Graph) -> FakeActionServer:
-    """What goes wrong for good: up to two nodes that fail, up to three whose undo fails once, twice or always."""
-    actions = [n.path for n in graph.nodes if not n.instant]
+    """What goes wrong for good: up to two nodes that fail, up to three whose undo fails once, twice or always. Behind a point of no return
+    nodes fail once or twice."""
+    actions = [n.path for n in graph.nodes if n.action is not None]
     if not actions:
         return FakeActionServer()
     paths = st.sampled_from(actions)
+    failing = draw(st.sets(paths, max_size=2))
+    behind = [n.path for n in graph.nodes if n.action is not None and n.forward_only]
     return FakeActionServer(
-        failing=draw(st.sets(paths, max_size=2)),
+        failing={p: draw(st.sampled_from([1, 2])) if p in behind else FOREVER for p in failing},
         undo_failing=draw(st.dictionaries(paths, st.sampled_from([1, 2, FOREVER]), max_size=3)),
     )
 
@@ -33,49 +36,67 @@ def weathers(draw: st.DrawFn) -> Weather:
     return Weather(draw(CHANCES), draw(CHANCES), draw(CHANCES), operator=draw(st.booleans()), orders=draw(CHANCES))
 
 
+def fails(graph: Graph, server: FakeActionServer) -> bool:
+    """An action fails for good."""
+    return any(server.failing.get(n.path) == FOREVER for n in graph.nodes)
+
+
+def may_expire(graph: Graph, deadline: Deadline | None) -> bool:
+    """A deadline may end the forward way."""
+    deadlines = [deadline, *(n.deadline for n in graph.nodes)]
+    return any(d is not None and d.then is OnDeadline.FAIL for d in deadlines)
+
+
 @CHECKED
-@given(definitions(), SEEDS, weathers(), st.data())
+@given(definitions(), DEADLINES, SEEDS, weathers(), st.data())
 def test_every_saga_ends_with_all_of_its_effects_or_none(
-    definition: Definition, seed: int, weather: Weather, data: st.DataObject
+    definition: Definition, deadline: Deadline | None, seed: int, weather: Weather, data: st.DataObject
 ) -> None:
     graph = compile_graph(definition)
     server = data.draw(servers(graph))
     actions = sorted(graph.action_names())
     offered = data.draw(st.none() | st.sets(st.sampled_from(actions))) if actions else None
     driver = MiniDriver(graph, server, offered=offered)
-    driver.submit()
+    failing = fails(graph, server)
+    driver.submit(deadline=deadline)
     RandomRun(driver, weather, seed).run_through()
-    if not (server.failing or weather.lost or weather.orders):
+    if not (failing or weather.lost or weather.orders or may_expire(graph, deadline)):
         assert driver.state.course is Course.DONE
-    if server.failing:
+    if failing:
         assert driver.state.course in (Course.UNDONE, Course.STUCK)
     if weather.operator:
         assert driver.state.course.ended
     assert_same_state(driver.state, fold(SagaId("s"), graph, driver.log))
 
 
-@settings(CHECKED, max_examples=300)
-@given(definitions(max_nodes=8), SEEDS, st.sampled_from([0.1, 0.3, 0.6]), CHANCES, st.booleans(), st.data())
+@settings(CHECKED, max_examples=1000)
+@given(definitions(max_nodes=8), DEADLINES, SEEDS, st.sampled_from([0.1, 0.3, 0.6]), CHANCES, st.booleans(), st.data())
 def test_whatever_operators_order_every_saga_ends(
-    definition: Definition, seed: int, orders: float, chance: float, crashes: bool, data: st.DataObject
+    definition: Definition,
+    deadline: Deadline | None,
+    seed: int,
+    orders: float,
+    chance: float,
+    crashes: bool,
+    data: st.DataObject,
 ) -> None:
     """Orders of every kind at any instant, in the same step with answers, twice, and pauses without an end but the last."""
     graph = compile_graph(definition)
     driver = MiniDriver(graph, data.draw(servers(graph)))
-    driver.submit()
+    driver.submit(deadline=deadline)
     RandomRun(driver, Weather(chance, chance if crashes else 0.0, 0.3, orders=orders), seed).run_through()
     assert driver.state.course.ended
     assert_same_state(driver.state, fold(SagaId("s"), graph, driver.log))
 
 
 @CHECKED
-@given(definitions(max_nodes=12), SEEDS, weathers(), st.data())
+@given(definitions(max_nodes=12), DEADLINES, SEEDS, weathers(), st.data())
 def test_a_saga_recovers_from_every_prefix_of_its_log(
-    definition: Definition, seed: int, weather: Weather, data: st.DataObject
+    definition: Definition, deadline: Deadline | None, seed: int, weather: Weather, data: st.DataObject
 ) -> None:
     graph = compile_graph(definition)
     driver = MiniDriver(graph, data.draw(servers(graph)), keep_worlds=True)
-    driver.submit()
+    driver.submit(deadline=deadline)
     RandomRun(driver, weather, seed).run_through()
     assert driver.worlds is not None
     for length, (world, late) in enumerate(driver.worlds):
@@ -89,7 +110,7 @@ def test_a_saga_recovers_from_every_prefix_of_its_log(
 
 
 @CHECKED
-@given(definitions(), st.data())
+@given(definitions(plain=True), st.data())
 def test_without_mishaps_every_action_is_called_once(definition: Definition, data: st.DataObject) -> None:
     graph = compile_graph(definition)
     driver = MiniDriver(graph, FakeActionServer())
@@ -101,12 +122,12 @@ def test_without_mishaps_every_action_is_called_once(definition: Definition, dat
 
 
 @CHECKED
-@given(definitions(max_nodes=20), st.data())
+@given(definitions(max_nodes=20, plain=True), st.data())
 def test_a_failure_undoes_once_what_had_succeeded_and_nothing_else(definition: Definition, data: st.DataObject) -> None:
     graph = compile_graph(definition)
     paths = [n.path for n in graph.nodes if not n.instant]
     failing = data.draw(st.sampled_from(paths)) if paths else ""
-    driver = MiniDriver(graph, FakeActionServer(failing={failing}))
+    driver = MiniDriver(graph, FakeActionServer(failing={failing: FOREVER}))
     driver.submit()
     driver.run()
     assert driver.state.course is (Course.UNDONE if paths else Course.DONE)

@@ -7,14 +7,16 @@ import pytest
 from mini_driver import assert_same_state
 from sec_model import Payload
 from sec_model.commands import SetMaxInFlight
-from situations import FAULT, GRAPH, SITUATIONS, N, reach
+from situations import FAULT, SITUATIONS, N, reach
 
 from sec.core.errors import IllegalTransition
 from sec.core.records import (
+    AttemptFailed,
     AttemptUnknown,
     BreakpointHit,
     Commanded,
     Created,
+    DeadlinePassed,
     Done,
     Epoch,
     Failed,
@@ -46,10 +48,12 @@ RECORDS: dict[str, type[Record]] = {
         OwnerChanged,
         Commanded,
         BreakpointHit,
+        DeadlinePassed,
         Started,
         Succeeded,
         Failed,
         AttemptUnknown,
+        AttemptFailed,
         OutcomeUnknown,
         UndoStarted,
         UndoFinished,
@@ -64,6 +68,16 @@ NOT_NOW = {
     ("created begun h-ok n n-unknown h-held", "UndoStarted"),
     ("created begun pause", "Started"),
     ("created begun n n-ok x pause x-failed", "UndoStarted"),
+    ("waits created begun n", "Succeeded"),
+    ("waits created begun n", "AttemptUnknown"),
+    ("waits created begun n n-signal", "AttemptUnknown"),
+    ("waits created begun n", "OutcomeUnknown"),
+    ("waits created begun n n-signal", "OutcomeUnknown"),
+    ("manual created begun n n-ok x-fails", "UndoStarted"),
+    ("manual created begun n n-unknown", "UndoStarted"),
+    ("manual created begun n n-ok x-fails n-held", "UndoStarted"),
+    ("forward created begun p-ok n", "Failed"),
+    ("forward created begun p-ok n", "OutcomeUnknown"),
 }
 ENDS = {
     "created begun n n-ok x-ok h-ok z-ok",
@@ -71,12 +85,16 @@ ENDS = {
     "created begun n n-fails",
     "created begun n n-unknown n-undo n-undone",
     "created begun n n-unknown n-undo n-held n-skipped",
+    "waits created begun n x-fails",
+    "waits created begun n n-signal n-got-it x-fails",
 }
 
 
 def record_for(kind: type[Record], state: SagaState) -> Record:
     """A record of this kind for n, right in all but perhaps its place."""
-    index = GRAPH.index_of("n")
+    index = state.graph.index_of("n")
+    if kind is AttemptFailed:
+        return AttemptFailed(N, state.tries.get(index, NO_TRIES).count + 1, FAULT, 1.0)
     if kind is AttemptUnknown:
         attempt = state.tries.get(index, NO_TRIES).count + 1
         return AttemptUnknown(N, state.in_flight.get(index, Phase.DO), attempt, FAULT, 1.0)
@@ -88,6 +106,7 @@ def record_for(kind: type[Record], state: SagaState) -> Record:
         Created: Created("uid-2", "hash-2"),
         Commanded: Commanded(f"c{state.next_sequence}", "ada", SetMaxInFlight(7)),
         BreakpointHit: BreakpointHit(N, after=False),
+        DeadlinePassed: DeadlinePassed(N),
         StartRequested: StartRequested(),
         Started: Started(N),
         Succeeded: Succeeded(N, Payload.json(2)),
@@ -112,7 +131,7 @@ def refused(state: SagaState, record: Record) -> str:
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_situation_is_what_it_says(situation: str) -> None:
     state = reach(situation)
-    assert (state.course, state.marks[GRAPH.index_of("n")]) == SITUATIONS[situation]
+    assert (state.course, state.marks[state.graph.index_of("n")]) == SITUATIONS[situation]
 
 
 @pytest.mark.parametrize("kind", RECORDS)
@@ -124,6 +143,12 @@ def test_every_record_in_every_situation(situation: str, kind: str) -> None:
     allowed = RECORDS[kind] in SAGA_ACCEPTS[course]
     if isinstance(record, NodeRecord):
         allowed = allowed and (mark, RECORDS[kind]) in NODE_TRANSITIONS and (situation, kind) not in NOT_NOW
+    if isinstance(record, AttemptFailed):
+        allowed = allowed and situation.startswith("forward")
+    if isinstance(record, UndoFailed) and mark is not Mark.UNDO_STARTED:
+        allowed = allowed and situation.startswith("manual")
+    if isinstance(record, DeadlinePassed):
+        allowed = allowed and "n-due" in situation
     if isinstance(record, Done):
         allowed = allowed and situation in ENDS
     if isinstance(record, BreakpointHit):
@@ -135,7 +160,7 @@ def test_every_record_in_every_situation(situation: str, kind: str) -> None:
     state.apply(record)
     assert state.next_sequence == before + 1
     if isinstance(record, NodeRecord):
-        assert state.marks[GRAPH.index_of("n")] is NODE_TRANSITIONS[mark, RECORDS[kind]]
+        assert state.marks[state.graph.index_of("n")] is NODE_TRANSITIONS[mark, RECORDS[kind]]
 
 
 def test_the_situations_cover_the_tables() -> None:
@@ -154,12 +179,15 @@ def test_node_transitions_are_those_of_the_design() -> None:
         "started Succeeded succeeded",
         "started Failed failed",
         "started AttemptUnknown started",
+        "started AttemptFailed started",
         "started OutcomeUnknown outcome_unknown",
         "succeeded UndoStarted undo_started",
         "outcome_unknown UndoStarted undo_started",
         "undo_started AttemptUnknown undo_started",
         "undo_started UndoFinished undo_finished",
         "undo_started UndoFailed undo_failed",
+        "succeeded UndoFailed undo_failed",
+        "outcome_unknown UndoFailed undo_failed",
         "undo_failed UndoStarted undo_started",
         "undo_failed UndoSkipped undo_skipped",
         "undo_failed UndoFinished undo_finished",
@@ -173,7 +201,9 @@ def test_what_a_saga_accepts_is_that_of_the_design() -> None:
     assert written == {
         "nonexistent": ["Created"],
         "created": ["StartRequested"],
-        "running": sorted([*outcomes, "BreakpointHit", "Commanded", "Done", "OwnerChanged", "Started"]),
+        "running": sorted(
+            [*outcomes, "AttemptFailed", "BreakpointHit", "Commanded", "DeadlinePassed", "Done", "OwnerChanged", "Started"]
+        ),
         "unwinding": sorted([*outcomes, *undo, "Commanded", "Done", "OwnerChanged"]),
         "stuck": sorted([*outcomes, *undo, "Commanded", "OwnerChanged"]),
         "done": [],
@@ -188,10 +218,10 @@ STEPS = compact.graph("a > sub(b) > k=1 > c")
 @pytest.mark.parametrize(
     ("records", "record", "because"),
     [
-        ([], Started(NodePath("nobody")), 'the saga has no node "nobody" that has an action'),
-        ([], Started(NodePath("k")), 'the saga has no node "k" that has an action'),
-        ([], Started(NodePath("sub")), 'the saga has no node "sub" that has an action'),
-        ([], Started(NodePath("sub/")), 'the saga has no node "sub/" that has an action'),
+        ([], Started(NodePath("nobody")), 'the saga has no node "nobody" that has records'),
+        ([], Started(NodePath("k")), 'the saga has no node "k" that has records'),
+        ([], Started(NodePath("sub")), 'the saga has no node "sub" that has records'),
+        ([], Started(NodePath("sub/")), 'the saga has no node "sub/" that has records'),
         ([], Started(NodePath("c")), "not all of its parents have succeeded"),
         ([], Succeeded(NodePath("a"), Payload()), "the node is never_started"),
         ([], UndoFinished(NodePath("a")), "the saga is running"),
@@ -243,7 +273,7 @@ def test_an_undo_that_is_ready_does_not_start_while_the_saga_is_stuck() -> None:
     )
     state.apply(UndoSkipped(NodePath("h"), "By hand."))
     state.apply(UndoStarted(N))
-    assert state.in_flight == {GRAPH.index_of("n"): Phase.UNDO}
+    assert state.in_flight == {state.graph.index_of("n"): Phase.UNDO}
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)

@@ -10,18 +10,25 @@ from sec_model import (
     DEFAULT_UNDO_RETRY,
     ActionNode,
     ConstantNode,
+    Deadline,
     Definition,
     DefinitionError,
     Input,
     Node,
+    OnDeadline,
     Payload,
     RetryPolicy,
     Saga,
+    SignalNode,
     SubsagaNode,
+    TimerNode,
+    UndoPolicy,
     action,
     compile_graph,
     constant,
+    signal,
     subsaga,
+    timer,
 )
 from sec_model.codec import (
     definition_bytes,
@@ -31,8 +38,10 @@ from sec_model.codec import (
     payload_from_proto,
     payload_to_proto,
 )
+from sec_model.commands import Command, NodePath, SetDeadline, Signal
+from sec_model.commands_codec import command_from_proto, command_to_proto
 from sec_model.graph import MAX_NODES
-from sec_protos.v1 import common_pb2, definition_pb2
+from sec_protos.v1 import commands_pb2, common_pb2, definition_pb2
 
 
 @settings(deadline=None, max_examples=60)
@@ -82,13 +91,30 @@ def test_the_hash_of_a_definition_stays_the_same() -> None:
         Saga("trip").append(action("a", "x", label="l")),
         Saga("trip").append(action("a", "x", retry=RetryPolicy(max_attempts=7))),
         Saga("trip").append(action("a", "x", undo_retry=RetryPolicy(max_attempts=7))),
+        Saga("trip").append(action("a", "x", undo=UndoPolicy.NONE_NEEDED)),
+        Saga("trip").append(action("a", "x", undo=UndoPolicy.CONFIRM)),
+        Saga("trip").append(action("a", "x", undo=UndoPolicy.MANUAL)),
+        Saga("trip").append(action("a", "x", undo=UndoPolicy.POINT_OF_NO_RETURN)),
+        Saga("trip").append(action("a", "x", deadline=5)),
         Saga("trip").append(constant("a", "x")),
+        Saga("trip").append(signal("a")),
+        Saga("trip").append(timer("a", 5)),
         Saga("trip").append(subsaga("a", Saga("trip").append(action("a", "x")))),
     ],
 )
 def test_every_part_of_a_definition_is_hashed(other: Saga) -> None:
     definition = Saga("trip").append(action("a", "x")).build()
     assert definition_hash(definition_bytes(other.build())) != definition_hash(definition_bytes(definition))
+
+
+def test_what_becomes_of_a_deadline_is_hashed() -> None:
+    fail, pause = (Definition("s", (Node("a", SignalNode(Deadline(5, then))),)) for then in OnDeadline)
+    assert definition_bytes(fail) != definition_bytes(pause)
+
+
+def test_a_time_and_an_instant_are_hashed_apart() -> None:
+    time, instant = (Definition("s", (Node("a", kind),)) for kind in (TimerNode(after_s=5), TimerNode(until_us=5)))
+    assert definition_bytes(time) != definition_bytes(instant)
 
 
 def test_order_is_part_of_a_definition() -> None:
@@ -178,9 +204,54 @@ def test_nodes_of_no_kind_are_all_told() -> None:
     with pytest.raises(DefinitionError) as caught:
         definition_from_proto(message)
     assert caught.value.problems == (
-        'Node "a" is neither an action nor a constant nor a subsaga.',
-        'Node "x/b" is neither an action nor a constant nor a subsaga.',
+        'Node "a" is of no kind that this version knows: action, constant, signal, timer, subsaga.',
+        'Node "x/b" is of no kind that this version knows: action, constant, signal, timer, subsaga.',
     )
+
+
+def test_undo_policies_and_consequences_that_are_left_out_have_their_defaults() -> None:
+    message = definition_pb2.SagaDefinition(name="s")
+    message.nodes.add(name="a").action.CopyFrom(definition_pb2.ActionNode(action="x", deadline=definition_pb2.Deadline(after_s=5)))
+    message.nodes.add(name="b", depends_on=["a"]).signal.deadline.after_s = 6
+    given = definition_pb2.ActionNode(action="x", undo=definition_pb2.UNDO_POLICY_ACTION)
+    message.nodes.add(name="c", depends_on=["b"]).action.CopyFrom(given)
+    kinds = [node.kind for node in definition_from_proto(message).nodes]
+    assert kinds == [ActionNode("x", deadline=Deadline(5, OnDeadline.FAIL)), SignalNode(Deadline(6)), ActionNode("x")]
+
+
+def test_policies_of_a_later_version_are_told() -> None:
+    message = definition_pb2.SagaDefinition(name="s")
+    message.nodes.add(name="a").action.CopyFrom(definition_pb2.ActionNode(action="x", undo=77))  # type: ignore[arg-type]
+    inner = message.nodes.add(name="x", depends_on=["a"]).subsaga.saga
+    inner.name = "inner"
+    inner.nodes.add(name="b").signal.deadline.then = 78  # type: ignore[assignment]
+    with pytest.raises(DefinitionError) as caught:
+        definition_from_proto(message)
+    assert caught.value.problems == (
+        'Node "a" has the unknown undo policy 77.',
+        'Node "x/b": A deadline has the unknown consequence 78.',
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Signal(NodePath("x/a"), Payload.json({"by": "Ada"})),
+        SetDeadline(NodePath(""), OnDeadline.PAUSE, due_us=7),
+        SetDeadline(NodePath("a"), OnDeadline.FAIL, after_s=1.5),
+        SetDeadline(NodePath("a")),
+    ],
+    ids=repr,
+)
+def test_a_command_comes_back_as_it_went(command: Command) -> None:
+    data = command_to_proto(command).SerializeToString()
+    assert command_from_proto(commands_pb2.Command.FromString(data)) == command
+
+
+def test_a_command_with_a_consequence_of_a_later_version_is_told() -> None:
+    message = commands_pb2.Command(set_deadline=commands_pb2.SetDeadline(then=78))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^A deadline has the unknown consequence 78\.$"):
+        command_from_proto(message)
 
 
 def test_every_kind_of_node_in_one_message() -> None:

@@ -1,24 +1,33 @@
 """Every way in which a definition can be wrong, and the sentence that says so, to the letter."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 from sec_model import (
     ActionNode,
     ConstantNode,
+    Deadline,
     Definition,
     DefinitionError,
     Input,
     Node,
+    OnDeadline,
     Payload,
     RetryPolicy,
     Saga,
+    SignalNode,
     SubsagaNode,
+    TimerNode,
+    UndoPolicy,
     action,
     compile_graph,
     constant,
+    signal,
     subsaga,
+    timer,
 )
+from sec_model.definition import MAX_INSTANT_US, MAX_WAIT_S
 from sec_model.graph import MAX_DEPTH, MAX_NODES, MAX_PATH_LENGTH, is_name, name_rule
 
 RULE = 'letters, digits, ".", "_" and "-" (at most 128, the first a letter or a digit)'
@@ -220,6 +229,125 @@ def test_a_retry_policy_at_its_limits(policy: RetryPolicy) -> None:
     assert policy.problems() == []
 
 
+@pytest.mark.parametrize("after_s", [0.0, -1.0, MAX_WAIT_S + 1.0, float("inf"), float("nan")])
+def test_a_bad_deadline(after_s: float) -> None:
+    problem = f"{after_s} seconds; it must be above 0 and at most {MAX_WAIT_S}"
+    assert Deadline(after_s).problem() == problem
+    for kind in (ActionNode("act", deadline=Deadline(after_s)), SignalNode(Deadline(after_s, OnDeadline.PAUSE))):
+        assert problems(saga(sub("x", Node("a", kind)))) == [f'The deadline of node "x/a" is {problem}.']
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (TimerNode(), "has nothing to wait for: give it a time above 0 seconds, or an instant"),
+        (TimerNode(1.0, 1), "has both a time and an instant to wait for: give one of them"),
+        (TimerNode(-1.0), f"waits -1.0 seconds; it must be above 0 and at most {MAX_WAIT_S}"),
+        (TimerNode(MAX_WAIT_S + 1.0), f"waits {MAX_WAIT_S + 1.0} seconds; it must be above 0 and at most {MAX_WAIT_S}"),
+        (TimerNode(float("nan")), f"waits nan seconds; it must be above 0 and at most {MAX_WAIT_S}"),
+        (TimerNode(until_us=-1), "waits until -1 microseconds since 1970; that must be an instant from 1970 to 9999"),
+        (
+            TimerNode(until_us=MAX_INSTANT_US + 1),
+            f"waits until {MAX_INSTANT_US + 1} microseconds since 1970; that must be an instant from 1970 to 9999",
+        ),
+    ],
+    ids=repr,
+)
+def test_a_bad_timer(bad: TimerNode, problem: str) -> None:
+    assert problems(saga(sub("x", Node("a", bad)))) == [f'The timer "x/a" {problem}.']
+
+
+def test_deadlines_and_timers_at_their_limits() -> None:
+    kinds = (
+        SignalNode(Deadline(MAX_WAIT_S)),
+        TimerNode(MAX_WAIT_S),
+        TimerNode(5e-324),
+        TimerNode(until_us=1),
+        TimerNode(until_us=MAX_INSTANT_US),
+    )
+    for kind in kinds:
+        compile_graph(saga(Node("a", kind)))
+
+
+def test_only_actions_read() -> None:
+    for kind in (SignalNode(), TimerNode(1.0)):
+        definition = saga(node("a"), Node("b", kind, ("a",), (Input("a", "a"),)))
+        assert problems(definition) == ['Node "b" reads outputs, but only a node that calls an action can.']
+
+
+# points of no return
+
+
+def point(name: str, *depends_on: str, deadline: Deadline | None = None) -> Node:
+    return Node(name, ActionNode("pay", undo=UndoPolicy.POINT_OF_NO_RETURN, deadline=deadline), depends_on)
+
+
+def waiting(name: str, *depends_on: str, deadline: Deadline | None = None) -> Node:
+    return Node(name, SignalNode(deadline), depends_on)
+
+
+def beside(path: str, other: str) -> str:
+    return f'Node "{path}" is a point of no return, but node "{other}" stands beside it and may still fail: let one depend on the other.'
+
+
+def timed(path: str, where: str) -> str:
+    return f'Node "{path}" is {where} point of no return, so that a deadline cannot make it fail: let its deadline pause the saga.'
+
+
+FAIL, PAUSE = Deadline(5.0), Deadline(5.0, OnDeadline.PAUSE)
+NO_RETURN: dict[str, tuple[Definition, list[str]]] = {
+    "a node of its stage": (saga(point("p"), node("a"), node("z", "p", "a")), [beside("p", "a")]),
+    "nodes of a branch, reached by free edges": (
+        saga(node("first"), node("a", "first"), node("b", "a"), point("p", "first"), node("z", "b", "p")),
+        [beside("p", "a"), beside("p", "b")],
+    ),
+    "a branch that comes together before it": (saga(node("a"), node("b"), point("p", "a", "b"), node("z", "p")), []),
+    "stages behind it": (saga(point("p"), node("a", "p"), node("b", "p"), node("z", "a", "b")), []),
+    "alone": (saga(point("p")), []),
+    "a node beside the subsaga that it is in": (
+        saga(node("a"), sub("x", node("b"), point("p", "b")), node("z", "a", "x")),
+        [beside("x/p", "a")],
+    ),
+    "a subsaga beside it": (saga(point("p"), sub("x", node("b"), const("k", "b")), node("z", "p", "x")), [beside("p", "x/b")]),
+    "a node beside it that needs no undo": (
+        saga(point("p"), Node("a", ActionNode("look", undo=UndoPolicy.NONE_NEEDED)), node("z", "p", "a")),
+        [beside("p", "a")],
+    ),
+    "two beside each other": (saga(point("p"), point("q"), node("z", "p", "q")), [beside("p", "q"), beside("q", "p")]),
+    "one behind another": (saga(point("p"), point("q", "p")), []),
+    "nodes beside the second": (saga(point("p"), point("q", "p"), node("a", "p"), node("z", "a", "q")), []),
+    "a node beside both": (saga(point("p"), point("q", "p"), node("a"), node("z", "a", "q")), [beside("p", "a")]),
+    "a signal that may fail beside it": (saga(point("p"), waiting("a", deadline=FAIL), node("z", "a", "p")), [beside("p", "a")]),
+    "signals that cannot fail beside it": (
+        saga(point("p"), waiting("a"), waiting("b", deadline=PAUSE), node("z", "a", "b", "p")),
+        [],
+    ),
+    "timers and constants beside it": (
+        saga(point("p"), Node("t", TimerNode(5.0)), const("k"), sub("x", const("k")), node("z", "t", "k", "x", "p")),
+        [],
+    ),
+    "its own deadline": (saga(point("p", deadline=FAIL)), [timed("p", "a")]),
+    "deadlines behind it": (
+        saga(point("p"), Node("a", ActionNode("act", deadline=FAIL), ("p",)), sub("x", waiting("b", deadline=FAIL), after=("a",))),
+        [timed("a", "behind a"), timed("x/b", "behind a")],
+    ),
+    "deadlines that pause": (saga(point("p", deadline=PAUSE), waiting("a", "p", deadline=PAUSE)), []),
+    "a deadline before it": (
+        saga(Node("a", ActionNode("act", deadline=FAIL)), waiting("b", "a", deadline=FAIL), point("p", "b")),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_RETURN)
+def test_what_stands_around_a_point_of_no_return(case: str) -> None:
+    definition, expected = NO_RETURN[case]
+    if expected:
+        assert problems(definition) == expected
+    else:
+        compile_graph(definition)
+
+
 def test_every_problem_is_told_at_once() -> None:
     definition = saga(
         node("a", "ghost"),
@@ -361,6 +489,8 @@ def test_definition_is_unchecked() -> None:
         (lambda: action("a", "act", reads="hotel"), "reads='hotel' is a single string; give a list of names"),
         (lambda: action("a", "act", after="hotel"), "after='hotel' is a single string; give a list of names"),
         (lambda: constant("a", 1, after="hotel"), "after='hotel' is a single string; give a list of names"),
+        (lambda: signal("a", after="hotel"), "after='hotel' is a single string; give a list of names"),
+        (lambda: timer("a", 1, after="hotel"), "after='hotel' is a single string; give a list of names"),
     ],
 )
 def test_a_single_string_is_not_a_list(make: Callable[[], object], message: str) -> None:
@@ -373,3 +503,10 @@ def test_a_single_string_is_not_a_list(make: Callable[[], object], message: str)
 def test_a_constant_must_be_json(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         constant("a", value)
+
+
+def test_an_instant_needs_its_time_zone() -> None:
+    with pytest.raises(
+        ValueError, match=r'^The timer "a" waits until 2030-01-01 09:00:00, which has no time zone: give one, such as'
+    ):
+        timer("a", datetime(2030, 1, 1, 9))

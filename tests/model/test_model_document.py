@@ -4,10 +4,24 @@ import datetime
 from typing import Any
 
 import pytest
-from sec_model import Definition, DefinitionError, RetryPolicy, Saga, action, constant, subsaga
+import yaml
+from sec_model import (
+    Deadline,
+    Definition,
+    DefinitionError,
+    OnDeadline,
+    RetryPolicy,
+    Saga,
+    UndoPolicy,
+    action,
+    constant,
+    signal,
+    subsaga,
+    timer,
+)
 from sec_model.document import definition_from_document
 
-KEYS_OF_ACTION = "action, after, label, name, reads, retry, undo_retry"
+KEYS_OF_ACTION = "action, after, deadline, label, name, reads, retry, undo, undo_retry"
 
 
 def doc(*nodes: Any, name: Any = "s") -> dict[str, Any]:
@@ -59,6 +73,40 @@ def test_any_json_is_a_constant(constant_value: Any) -> None:
     )
 
 
+def test_policies_deadlines_signals_and_timers() -> None:
+    document = """
+        name: order
+        nodes:
+          - {name: approval, signal: {deadline: 86400}, label: The boss}
+          - {name: news, signal: {}, after: []}
+          - {name: more_news, signal: }
+          - {name: cool_off, timer: 0.5}
+          - {name: opening, timer: 2030-01-01T09:00:00Z}
+          - {name: again, timer: "2030-01-01T10:00:00+01:00"}
+          - {name: look, action: look, undo: none_needed, deadline: 2}
+          - {name: mail, action: mail, undo: confirm, deadline: {after_s: 3, then: fail}}
+          - {name: print, action: print, undo: manual, deadline: {after_s: 4}, after: [approval, mail]}
+          - {name: pay, action: pay, undo: point_of_no_return}
+          - {name: ship, action: ship, undo: action, deadline: {after_s: 60, then: pause}}
+    """
+    nine = datetime.datetime(2030, 1, 1, 9, tzinfo=datetime.UTC)
+    expected = (
+        Saga("order")
+        .append(signal("approval", deadline=86400, label="The boss"))
+        .append(signal("news", after=[]))
+        .append(signal("more_news"))
+        .append(timer("cool_off", 0.5))
+        .append(timer("opening", nine))
+        .append(timer("again", nine))
+        .append(action("look", "look", undo=UndoPolicy.NONE_NEEDED, deadline=2))
+        .append(action("mail", "mail", undo=UndoPolicy.CONFIRM, deadline=Deadline(3)))
+        .append(action("print", "print", undo=UndoPolicy.MANUAL, deadline=Deadline(4), after=["approval", "mail"]))
+        .append(action("pay", "pay", undo=UndoPolicy.POINT_OF_NO_RETURN))
+        .append(action("ship", "ship", deadline=Deadline(60, OnDeadline.PAUSE)))
+    )
+    assert definition_from_document(yaml.safe_load(document)) == expected.build()
+
+
 def test_empty_keys_have_their_defaults() -> None:
     document = doc({"name": "a", "action": "act", "reads": [], "after": None, "retry": None, "undo_retry": {}})
     assert definition_from_document(document) == Saga("s").append(action("a", "act")).build()
@@ -84,18 +132,18 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     "an unknown key": (doc(act()) | {"node": 1}, ['The document has an unknown key "node"; known are name, nodes.']),
     "a node that is no mapping": (
         doc("a", act()),
-        ["Item 1 of the document must be a mapping with a name and one of action, constant, subsaga."],
+        ["Item 1 of the document must be a mapping with a name and one of action, constant, signal, timer, subsaga."],
     ),
     "a node without a name": (doc(act(), {"action": "act"}), ["Item 2 of the document needs a name (a string)."]),
     "a node whose name is no string": (doc({"name": 5, "action": "act"}), ["Item 1 of the document needs a name (a string)."]),
-    "a node of no kind": (doc({"name": "a"}), ['Node "a" must have one of action, constant, subsaga; it has none.']),
+    "a node of no kind": (doc({"name": "a"}), ['Node "a" must have one of action, constant, signal, timer, subsaga; it has none.']),
     "a node of two kinds": (
         doc(act(constant=1)),
-        ['Node "a" must have one of action, constant, subsaga; it has action and constant.'],
+        ['Node "a" must have one of action, constant, signal, timer, subsaga; it has action and constant.'],
     ),
     "a node of three kinds": (
         doc(act(constant=1, subsaga={})),
-        ['Node "a" must have one of action, constant, subsaga; it has action and constant and subsaga.'],
+        ['Node "a" must have one of action, constant, signal, timer, subsaga; it has action and constant and subsaga.'],
     ),
     "an unknown key of an action": (doc(act(read=["b"])), [f'Node "a" has an unknown key "read"; known are {KEYS_OF_ACTION}.']),
     "an unknown key of a constant": (
@@ -121,15 +169,15 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     ),
     "a node of a stage that is no mapping": (
         doc({"parallel": [act(), 5]}),
-        ["Node 2 of item 1 of the document must be a mapping with a name and one of action, constant, subsaga."],
+        ["Node 2 of item 1 of the document must be a mapping with a name and one of action, constant, signal, timer, subsaga."],
     ),
     "a stage of nothing but problems": (
         doc({"parallel": [{"name": "a"}]}),
-        ['Node "a" must have one of action, constant, subsaga; it has none.'],
+        ['Node "a" must have one of action, constant, signal, timer, subsaga; it has none.'],
     ),
     "a stage of nothing but problems in a subsaga": (
         doc({"name": "x", "subsaga": {"nodes": [{"parallel": [{"name": "a"}]}]}}),
-        ['Node "a" must have one of action, constant, subsaga; it has none.'],
+        ['Node "a" must have one of action, constant, signal, timer, subsaga; it has none.'],
     ),
     "an action without a name": (doc({"name": "a", "action": None}), ['Node "a": "action" must be a string.']),
     "an action whose name is a list": (doc({"name": "a", "action": ["act"]}), ['Node "a": "action" must be a string.']),
@@ -161,6 +209,58 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     "a policy with words": (doc(act(undo_retry={"jitter": "half"})), ['Node "a": jitter must be a number.']),
     "a policy with half an attempt": (doc(act(retry={"max_attempts": 1.5})), ['Node "a": max_attempts must be a whole number.']),
     "a policy with a truth": (doc(act(retry={"multiplier": True})), ['Node "a": multiplier must be a number.']),
+    "an undo policy that does not exist": (
+        doc(act(undo="never")),
+        ['Node "a": "undo" must be one of action, none_needed, confirm, manual, point_of_no_return, not "never".'],
+    ),
+    "a deadline in words": (
+        doc(act(deadline="soon")),
+        ['Node "a": "deadline" must be a number of seconds, or a mapping with after_s and then.'],
+    ),
+    "a deadline that is a truth": (
+        doc(act(deadline=True)),
+        ['Node "a": "deadline" must be a number of seconds, or a mapping with after_s and then.'],
+    ),
+    "a deadline without a time": (
+        doc(act(deadline={"then": "pause"})),
+        ['Node "a": "deadline" must be a number of seconds, or a mapping with after_s and then.'],
+    ),
+    "an unknown key of a deadline": (
+        doc({"name": "a", "signal": {"deadline": {"after_s": 5, "than": "pause"}}}),
+        ['The deadline of node "a" has an unknown key "than"; known are after_s, then.'],
+    ),
+    "a consequence that does not exist": (
+        doc(act(deadline={"after_s": 5, "then": "abort"})),
+        ['Node "a": "then" must be one of fail, pause, not "abort".'],
+    ),
+    "a signal that is no mapping": (
+        doc({"name": "a", "signal": 86400}),
+        ['Node "a": "signal" must be a mapping, which may have a deadline: {}.'],
+    ),
+    "an unknown key of a signal": (
+        doc({"name": "a", "signal": {"timeout": 5}}),
+        ['The signal of node "a" has an unknown key "timeout"; known are deadline.'],
+    ),
+    "a deadline beside a signal": (
+        doc({"name": "a", "signal": {}, "deadline": 5}),
+        ['Node "a" has an unknown key "deadline"; known are after, label, name, signal.'],
+    ),
+    "a timer in words": (
+        doc({"name": "a", "timer": "soon"}),
+        ['Node "a": "timer" must be a number of seconds, or an instant with its time zone such as 2030-01-01T09:00:00Z.'],
+    ),
+    "an instant without its time zone": (
+        doc({"name": "a", "timer": datetime.datetime(2030, 1, 1, 9)}),
+        ['Node "a": "timer" must be a number of seconds, or an instant with its time zone such as 2030-01-01T09:00:00Z.'],
+    ),
+    "a day": (
+        doc({"name": "a", "timer": datetime.date(2030, 1, 1)}),
+        ['Node "a": "timer" must be a number of seconds, or an instant with its time zone such as 2030-01-01T09:00:00Z.'],
+    ),
+    "an unknown key of a timer": (
+        doc({"name": "a", "timer": 5, "reads": []}),
+        ['Node "a" has an unknown key "reads"; known are after, label, name, timer.'],
+    ),
     "a subsaga that is no mapping": (
         doc({"name": "x", "subsaga": []}),
         ['The subsaga "x" must be a mapping with the keys name and nodes.'],
@@ -171,13 +271,13 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     ),
     "a node in a subsaga": (
         doc({"name": "x", "subsaga": {"nodes": [5]}}),
-        ['Item 1 of the subsaga "x" must be a mapping with a name and one of action, constant, subsaga.'],
+        ['Item 1 of the subsaga "x" must be a mapping with a name and one of action, constant, signal, timer, subsaga.'],
     ),
     "several": (
         doc(5, act(label=1, after="x"), {"parallel": []}, name=""),
         [
             "The document needs a name.",
-            "Item 1 of the document must be a mapping with a name and one of action, constant, subsaga.",
+            "Item 1 of the document must be a mapping with a name and one of action, constant, signal, timer, subsaga.",
             'Node "a": "after" must be a list of names.',
             'Node "a": "label" must be a string.',
             'Item 3 of the document has an empty parallel stage: "parallel" must be a list of nodes.',
@@ -187,6 +287,22 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     "a wrong graph": (
         doc(act(), act(), {"name": "b", "action": "act", "reads": ["ghost"]}),
         ['The node name "a" is used twice in saga "s".'],
+    ),
+    "a timer that waits for nothing": (
+        doc({"name": "a", "timer": 0}),
+        ['The timer "a" has nothing to wait for: give it a time above 0 seconds, or an instant.'],
+    ),
+    "a timer beyond all numbers": (
+        doc({"name": "a", "timer": 10**400}),
+        ['The timer "a" waits inf seconds; it must be above 0 and at most 3153600000.'],
+    ),
+    "a deadline beyond all numbers": (
+        doc(act(deadline=10**400)),
+        ['The deadline of node "a" is inf seconds; it must be above 0 and at most 3153600000.'],
+    ),
+    "a deadline that is past at once": (
+        doc({"name": "a", "signal": {"deadline": 0}}),
+        ['The deadline of node "a" is 0.0 seconds; it must be above 0 and at most 3153600000.'],
     ),
     "a wrong policy": (
         doc(act(retry={"max_attempts": 0})),

@@ -1,23 +1,32 @@
 """What a definition becomes: the builder's stages and edges, and the flat graph with its subsagas inlined."""
 
+from datetime import UTC, datetime, timedelta, timezone
+
 import pytest
 from hypothesis import given, settings
 from model_strategies import definitions
 from sec_model import (
     ActionNode,
     ConstantNode,
+    Deadline,
     Definition,
     Graph,
     Input,
     Node,
+    OnDeadline,
     Payload,
     RetryPolicy,
     Saga,
+    SignalNode,
     SubsagaNode,
+    TimerNode,
+    UndoPolicy,
     action,
     compile_graph,
     constant,
+    signal,
     subsaga,
+    timer,
 )
 from sec_model.graph import GraphNode, NodeKind, topological_order
 
@@ -76,6 +85,35 @@ def test_policies_of_a_node() -> None:
     ]
 
 
+def test_undo_policies_and_deadlines_of_a_node() -> None:
+    saga = (
+        Saga("s")
+        .append(action("a", "x", undo=UndoPolicy.MANUAL, deadline=5))
+        .append(action("b", "x", deadline=timedelta(minutes=1)))
+        .append(action("c", "x", deadline=Deadline(7, OnDeadline.PAUSE)))
+    )
+    assert [n.kind for n in saga.build().nodes] == [
+        ActionNode("x", undo=UndoPolicy.MANUAL, deadline=Deadline(5.0)),
+        ActionNode("x", deadline=Deadline(60.0)),
+        ActionNode("x", deadline=Deadline(7, OnDeadline.PAUSE)),
+    ]
+
+
+def test_signals_and_timers() -> None:
+    noon = datetime(2030, 1, 1, 13, tzinfo=timezone(timedelta(hours=1)))
+    saga = Saga("s").append(signal("a")).append(signal("b", deadline=timedelta(days=1), after=[], label="B"))
+    saga.append(timer("c", 0.25)).append(timer("d", timedelta(minutes=1), after=["a"], label="D"))
+    saga.append_parallel(timer("e", noon, after=["c", "d"]))
+    assert saga.build().nodes == (
+        Node("a", SignalNode()),
+        Node("b", SignalNode(Deadline(86_400.0)), label="B"),
+        Node("c", TimerNode(after_s=0.25), ("b",)),
+        Node("d", TimerNode(after_s=60.0), ("a",), label="D"),
+        Node("e", TimerNode(until_us=1_893_499_200_000_000), ("c", "d")),
+    )
+    assert datetime.fromtimestamp(1_893_499_200, UTC) == noon
+
+
 def test_constants_are_json_or_payloads() -> None:
     saga = Saga("s").append(constant("a", {"ä": [1, None]})).append(constant("b", Payload("text/plain", b"\xff"), label="B"))
     definition = saga.build()
@@ -131,6 +169,51 @@ def test_a_plain_graph() -> None:
     assert graph.action_names() == {"x", "y"}
     with pytest.raises(KeyError):
         graph.index_of("ghost")
+
+
+def test_nodes_that_wait() -> None:
+    graph = compile_graph(
+        Saga("s").append(signal("a", deadline=5)).append(timer("b", 6, label="B")).append(action("c", "x", deadline=7)).build()
+    )
+    assert [(n.kind, n.label) for n in graph.nodes] == [(NodeKind.SIGNAL, "a"), (NodeKind.TIMER, "B"), (NodeKind.ACTION, "x")]
+    assert [(n.waits, n.instant, n.needs_no_undo) for n in graph.nodes] == [
+        (True, False, True),
+        (True, False, True),
+        (False, False, False),
+    ]
+    assert [n.deadline for n in graph.nodes] == [Deadline(5.0), None, Deadline(7.0)]
+    assert [n.timer for n in graph.nodes] == [None, TimerNode(after_s=6.0), None]
+    assert graph.action_names() == {"x"}
+
+
+def test_what_an_undo_policy_means() -> None:
+    def of(undo: UndoPolicy) -> set[str]:
+        (node,) = compile_graph(Saga("s").append(action("a", "x", undo=undo)).build()).nodes
+        said = ("needs_no_undo", "has_undo_action", "undone_by_hand", "needs_confirmation", "point_of_no_return", "never_given_up")
+        return {word for word in said if getattr(node, word)}
+
+    assert {undo: of(undo) for undo in UndoPolicy} == {
+        UndoPolicy.ACTION: {"has_undo_action"},
+        UndoPolicy.NONE_NEEDED: {"needs_no_undo"},
+        UndoPolicy.CONFIRM: {"undone_by_hand", "needs_confirmation"},
+        UndoPolicy.MANUAL: {"undone_by_hand"},
+        UndoPolicy.POINT_OF_NO_RETURN: {"point_of_no_return", "never_given_up"},
+    }
+
+
+def test_what_stands_behind_a_point_of_no_return_only_goes_forward() -> None:
+    inner = Saga("inner").append(action("in", "x")).append(action("pay", "pay", undo=UndoPolicy.POINT_OF_NO_RETURN))
+    graph = compile_graph(
+        Saga("s")
+        .append(action("before", "x"))
+        .append_parallel(subsaga("sub", inner), timer("beside", 5))
+        .append(action("again", "pay", undo=UndoPolicy.POINT_OF_NO_RETURN))
+        .append(signal("last"))
+        .build()
+    )
+    assert {n.path for n in graph.nodes if n.forward_only} == {"sub", "again", "last"}
+    assert {n.path for n in graph.nodes if n.never_given_up} == {"sub", "sub/pay", "again", "last"}
+    assert [graph.nodes[point].path for point in graph.points_of_no_return] == ["sub/pay", "again"]
 
 
 def test_a_subsaga_is_inlined_between_a_start_and_an_end() -> None:
@@ -257,6 +340,9 @@ def test_every_valid_definition_compiles_to_a_sound_graph(definition: Definition
         assert all(n.index in graph.nodes[c].parents for c in n.children)
         assert (n.action is not None) == (n.kind is NodeKind.ACTION)
         assert (n.constant is not None) == (n.kind is NodeKind.CONSTANT)
+        assert (n.timer is not None) == (n.kind is NodeKind.TIMER)
+        assert n.deadline is None or n.kind in (NodeKind.ACTION, NodeKind.SIGNAL)
+        assert n.forward_only == bool(ancestors_of(graph, n.index) & {*graph.points_of_no_return})
         ancestors = ancestors_of(graph, n.index)
         assert n.index not in ancestors
         assert {i for _, i in n.inputs} <= ancestors

@@ -1,23 +1,14 @@
 """Commands and the calls that are under way, or about to be: what a driver does with its hands full."""
 
 from inprocess_support import FAST, World, chain, cluster
+from node_support import give
 from sec_client import NodeState, RetryPolicy, SagaState
-from sec_model.commands import Abort, Command, InjectRepeat, NodePath, Pause, Phase, Resume
-from waiting_support import eventually, until
+from sec_model.commands import Abort, InjectRepeat, NodePath, Pause, Phase, Resume
+from waiting_support import until
 
 from sec.core.records import Commanded, SagaId
 
 PATIENT = RetryPolicy(max_attempts=1000, initial_backoff_s=3600, max_backoff_s=3600)
-
-
-async def give(client, saga_id: str, command: Command) -> None:
-    """Gives a command and waits until its owner has recorded it."""
-    command_id = await client.command(saga_id, command)
-
-    async def recorded() -> bool:
-        return command_id in [r.fields.get("command_id") async for r in client.log(saga_id)]
-
-    await eventually(recorded)
 
 
 async def test_a_pause_withholds_a_retry_and_the_end_of_the_pause_makes_it() -> None:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import pytest
 from inprocess_support import World, chain, cluster
+from node_support import held_back, paused, records_of
 from sec_client import SagaState
+from sec_model.commands import Pause, Resume
 from waiting_support import until
 
-from sec.core.records import OwnerChanged, SagaId
+from sec.core.records import OwnerChanged, SagaId, Started
 from sec.node.claims import Claims, claim_order
 from sec.store.mirror import Change
 
@@ -162,6 +164,73 @@ async def test_a_saga_that_cannot_be_read_stays_with_one_node_and_harms_no_other
             await client.drain("n1")
             await until(lambda: "bad" in c.members["n2"].node.owner.unreadable)
             assert not first.unreadable, "a drained node gives away what it cannot run, too"
+
+
+async def test_a_command_that_comes_during_a_takeover_is_taken_up() -> None:
+    world = World(do={"a": ["hold", "hold"]})
+    async with cluster("n1", "n2") as c, c.client("n1") as client:
+        await c.serve(world.server())
+        saga_id = (await client.submit(chain("a", "b"))).saga_id
+        await until(lambda: world.count("do", "a") == 1)
+        second = c.members["n2"]
+        reached, gate = held_back(second.node.definitions, "graph")
+        await client.drain("n1")
+        await reached.wait()  # it is claimed, with the commands of that moment
+        await client.command(saga_id, Pause("in between"))
+        await until(lambda: second.node.live.items.keys() >= c.etcd_keys(second.node.keys.commands))
+        gate.set()
+        assert await paused(client, saga_id) == "in between"
+        world.gate.set()
+        await client.command(saga_id, Resume())
+        assert (await client.wait(saga_id, timeout_s=20)).state is SagaState.DONE
+
+
+@pytest.mark.parametrize("method", ["submit", "start", "claim"])
+async def test_a_saga_that_a_draining_node_gets_too_late_goes_to_another(method: str) -> None:
+    """The write that made it the owner was under way when the node was drained. Its session lasts, and so would its ownership."""
+    world = World(do={"a": ["hold"] * 2})
+    async with cluster("n1", "n2", lease_ttl_s=60, store_timeout_s=3) as c, c.client("n1") as at_first, c.client("n2") as client:
+        await c.serve(world.server())
+        first = c.members["n1"].node
+        if method != "submit":
+            await client.submit(chain("a", "b"), saga_id="s1", start=method == "claim")
+        reached, gate = held_back(first.sagas, method)
+        async with asyncio.TaskGroup() as group:
+            match method:
+                case "submit":
+                    group.create_task(at_first.submit(chain("a", "b"), saga_id="s1"))
+                case "start":
+                    group.create_task(at_first.start("s1"))
+                case "claim":
+                    await client.drain("n2")
+            await reached.wait()
+            await client.drain("n2", undo=True)
+            await client.drain("n1")
+            await until(lambda: first.owner._session is None)  # noqa: SLF001
+            gate.set()
+        await until(lambda: c.owner_of("s1") is c.members["n2"])
+        world.gate.set()
+        assert (await client.wait("s1", timeout_s=20)).state is SagaState.DONE
+        assert len([r for r in await records_of(c.members["n1"], "s1") if isinstance(r, Started)]) == 2
+
+
+async def test_nor_does_a_draining_node_keep_a_saga_that_it_cannot_read() -> None:
+    world = World(do={"a": ["hold"]})
+    async with cluster("n1", "n2", lease_ttl_s=60, store_timeout_s=3) as c, c.client("n1") as client:
+        await c.serve(world.server())
+        first, second = c.members["n1"].node, c.members["n2"].node
+        await client.submit(chain("a", "b"), saga_id="bad")
+        await until(lambda: world.ran)
+        c.etcd_put(first.keys.log_batch(SagaId("bad"), 4), b"\xff")
+        reached, gate = held_back(second.sagas, "claim")
+        await client.drain("n1")
+        await reached.wait()
+        await client.drain("n2")
+        await client.drain("n1", undo=True)
+        await until(lambda: second.owner._session is None and first.serving)  # noqa: SLF001
+        gate.set()
+        await until(lambda: SagaId("bad") in first.owner.unreadable)
+        assert not second.owner.unreadable
 
 
 def test_claims_are_spread_evenly_and_alike_on_every_node() -> None:

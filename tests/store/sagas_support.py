@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass, field
 
-from sec_model import Definition, Payload, Saga, action, compile_graph
+from sec_model import Deadline, Definition, Payload, Saga, action, compile_graph
 from sec_protos.v1 import coordinator_pb2
 
 from sec.core.records import Created, Record, SagaId, SecNodeName, Started, StartRequested
@@ -55,12 +55,18 @@ class Desk:
         return Ownership(SecNodeName(self.name), self.lease)
 
     async def head(
-        self, saga_id: str, *, labels: dict[str, str] | None = None, params: object = None, name: str = "chain"
+        self,
+        saga_id: str,
+        *,
+        labels: dict[str, str] | None = None,
+        params: object = None,
+        name: str = "chain",
+        deadline: Deadline | None = None,
     ) -> SagaHead:
         definition = chain(name)
         digest = await self.definitions.put(definition, compile_graph(definition))
         payload = Payload() if params is None else Payload.json(params)
-        return SagaHead(SagaId(saga_id), f"uid{next(_uids)}", name, digest, payload, labels or {}, 5)
+        return SagaHead(SagaId(saga_id), f"uid{next(_uids)}", name, digest, payload, labels or {}, 5, deadline)
 
     async def submit(self, head: SagaHead, *, owned: bool = True, started: bool = True) -> Submitted:
         records: tuple[Record, ...] = (Created(head.uid, head.definition_hash),)

@@ -4,15 +4,17 @@ import asyncio
 
 import pytest
 from sagas_support import AT_ONCE, NEVER, Desk, summary
-from sec_model import Payload
+from sec_model import Deadline, OnDeadline, Payload
+from sec_protos.storage.v1 import storage_pb2
 from sec_protos.v1 import coordinator_pb2
 from store_support import Store
 from waiting_support import until
 
 from sec.core.errors import CorruptLog
-from sec.core.records import Done, Epoch, Outcome, OwnerChanged, SagaId, SecNodeName, Started, Succeeded
+from sec.core.records import Done, Epoch, Outcome, OwnerChanged, SagaId, SecNodeName, Started, StartRequested, Succeeded
+from sec.node.orders import MAX_PER_STEP
 from sec.store.errors import Fenced, InvalidPageToken, PageTokenExpired, SagaExists, SagaNotFound, WrongState
-from sec.store.kv import Delete, Get, Indeterminate, Kv, KvRefused, KvUnavailable, Put, Txn, TxnResult
+from sec.store.kv import Delete, Get, Indeterminate, Kv, KvRefused, KvUnavailable, Put, Txn, TxnResult, prefix_end
 from sec.store.listing import ListFilter
 from sec.store.memory import MemoryEtcd, MemoryKv
 
@@ -72,6 +74,26 @@ class TestSubmit:
         assert not (await desk.submit(again)).created
         assert (await desk.sagas.load(SagaId("s1"))).head.uid == first.uid
 
+    async def test_a_deadline_is_part_of_what_was_submitted(self, desk: Desk) -> None:
+        pausing = Deadline(2.5, OnDeadline.PAUSE)
+        assert (await desk.submit(await desk.head("s1", deadline=pausing))).created
+        assert (await desk.sagas.load(SagaId("s1"))).head.deadline == pausing
+        assert not (await desk.submit(await desk.head("s1", deadline=pausing))).created
+        for another in (None, Deadline(2.5), Deadline(3, OnDeadline.PAUSE)):
+            with pytest.raises(SagaExists, match=r'Saga "s1" exists with .* or another deadline\. Choose another id'):
+                await desk.submit(await desk.head("s1", deadline=another))
+        assert (await desk.submit(await desk.head("s2"))).created
+        with pytest.raises(SagaExists):
+            await desk.submit(await desk.head("s2", deadline=pausing))
+
+    async def test_a_deadline_that_this_version_does_not_know_makes_the_saga_unreadable(self, desk: Desk) -> None:
+        await desk.submit(await desk.head("s1", deadline=Deadline(5)))
+        item = (await desk.kv.get(Get(desk.keys.saga(SagaId("s1"))))).items[0]
+        stored = storage_pb2.StoredSaga.FromString(item.value)
+        stored.deadline.then = 7  # type: ignore[assignment]
+        await desk.kv.txn(Txn(then=[Put(item.key, stored.SerializeToString())]))
+        assert "A deadline has the unknown consequence 7." in (await desk.sagas.load(SagaId("s1"))).problem
+
     @pytest.mark.parametrize("change", ["params", "labels", "definition"])
     async def test_other_content_under_the_same_id_is_refused(self, desk: Desk, change: str) -> None:
         await desk.submit(await desk.head("s1", params=[1]))
@@ -80,7 +102,7 @@ class TestSubmit:
             "labels": {"params": [1], "labels": {"a": "b"}},
             "definition": {"params": [1], "name": "another"},
         }[change]
-        with pytest.raises(SagaExists, match='Saga "s1" exists with another definition, other params or other labels'):
+        with pytest.raises(SagaExists, match='Saga "s1" exists with another definition, other params, other labels or another'):
             await desk.submit(await desk.head("s1", **given))  # type: ignore[arg-type]
 
     async def test_many_at_once_under_one_id_make_one_saga(self, desk: Desk, other: Desk) -> None:
@@ -284,6 +306,101 @@ class TestStart:
         assert stored.entries[-1].epoch == started.epoch
         with pytest.raises(WrongState, match='Saga "s1" has been started already'):
             await desk.sagas.start(head.saga_id, 2, (Started("b"),), summary(head, RUNNING), desk.ownership, NEVER)  # type: ignore[arg-type]
+
+
+class TestCommands:
+    async def waiting(self, desk: Desk) -> int:
+        prefix = desk.keys.commands
+        return (await desk.kv.get(Get(prefix, prefix_end(prefix)))).count
+
+    async def test_a_command_is_kept_for_a_created_and_for_an_active_saga(self, desk: Desk) -> None:
+        await desk.submit(await desk.head("created"), started=False)
+        await desk.submit(await desk.head("active"))
+        for saga_id in ("created", "active"):
+            assert await desk.sagas.command(SagaId(saga_id), "c1", b"pause", NEVER)
+            assert await desk.sagas.command(SagaId(saga_id), "c1", b"pause", NEVER), "the same again is the same"
+            assert await desk.sagas.commands(SagaId(saga_id)) == [("c1", b"pause")]
+
+    async def test_a_command_for_a_saga_that_has_ended_or_never_was_is_not_kept(self, desk: Desk) -> None:
+        head = await desk.head("ended")
+        epoch = (await desk.submit(head)).epoch
+        assert epoch is not None
+        assert await desk.sagas.command(head.saga_id, "before", b"x", NEVER)
+        await desk.sagas.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=summary(head, DONE), ended=True, give_up=NEVER)
+        for saga_id in ("ended", "nobody"):
+            assert not await desk.sagas.command(SagaId(saga_id), "late", b"x", NEVER)
+        assert await self.waiting(desk) == 0, "what an ended saga did not take up goes with it"
+
+    async def test_they_are_told_in_the_order_in_which_they_were_given(self, desk: Desk, other: Desk) -> None:
+        """Whatever their ids: a later deadline replaces an earlier one."""
+        await desk.submit(await desk.head("s1"), owned=False)
+        await desk.submit(await desk.head("s10"), owned=False)
+        given = [("z", b"1"), ("m", b"2"), ("a", b"3"), ("b", b"4")]
+        for command_id, message in given:
+            assert await desk.sagas.command(SagaId("s1"), command_id, message, NEVER)
+        assert await desk.sagas.command(SagaId("s10"), "another", b"5", NEVER)
+        assert await desk.sagas.commands(SagaId("s1")) == given
+        claimed = await other.sagas.claim([SagaId("s1"), SagaId("s10")], other.ownership, NEVER)
+        assert claimed[SagaId("s1")].commands == given
+        assert claimed[SagaId("s10")].commands == [("another", b"5")]
+
+    async def test_a_claim_whose_answer_was_lost_has_the_commands(self, memory_desk: Desk) -> None:
+        await memory_desk.submit(await memory_desk.head("s1"), owned=False)
+        await memory_desk.sagas.command(SagaId("s1"), "c1", b"x", NEVER)
+        kv = memory_desk.kv
+        assert isinstance(kv, MemoryKv)
+        kv.lose_next_answer()
+        claimed = await memory_desk.sagas.claim([SagaId("s1")], memory_desk.ownership, NEVER)
+        assert claimed[SagaId("s1")].commands == [("c1", b"x")]
+
+    async def test_a_start_removes_those_that_it_takes_up_and_no_others(self, desk: Desk) -> None:
+        head = await desk.head("s1")
+        await desk.submit(head, started=False)
+        for command_id in ("c1", "c2", "c3"):
+            await desk.sagas.command(head.saga_id, command_id, b"x", NEVER)
+        records, running = (StartRequested(),), summary(head, RUNNING)
+        with pytest.raises(WrongState):
+            await desk.sagas.start(head.saga_id, 1, records, running, desk.ownership, NEVER, ["c1"])
+        assert len(await desk.sagas.commands(head.saga_id)) == 3, "a start that was refused takes nothing up"
+        await desk.sagas.start(head.saga_id, 2, records, running, desk.ownership, NEVER, ["c1", "c3"])
+        assert await desk.sagas.commands(head.saga_id) == [("c2", b"x")]
+
+    async def test_a_start_that_nobody_owns_leaves_them_to_the_claimer(self, desk: Desk, other: Desk) -> None:
+        head = await desk.head("s1")
+        await desk.submit(head, started=False)
+        await desk.sagas.command(head.saga_id, "c1", b"x", NEVER)
+        await desk.sagas.start(head.saga_id, 2, (StartRequested(),), summary(head, RUNNING), None, NEVER)
+        claimed = await other.sagas.claim([head.saga_id], other.ownership, NEVER)
+        assert claimed[head.saga_id].commands == [("c1", b"x")]
+
+    async def test_a_start_whose_answer_was_lost_takes_them_up_once(self, memory_desk: Desk) -> None:
+        head = await memory_desk.head("s1")
+        await memory_desk.submit(head, started=False)
+        await memory_desk.sagas.command(head.saga_id, "c1", b"x", NEVER)
+        kv = memory_desk.kv
+        assert isinstance(kv, MemoryKv)
+        kv.lose_next_answer()
+        running = summary(head, RUNNING)
+        started = await memory_desk.sagas.start(head.saga_id, 2, (StartRequested(),), running, memory_desk.ownership, NEVER, ["c1"])
+        assert await memory_desk.sagas.owns(head.saga_id, started.epoch)  # type: ignore[arg-type]
+        assert await memory_desk.sagas.commands(head.saga_id) == []
+
+    async def test_many_commands_of_one_saga_fit_beside_many_sagas(self, desk: Desk) -> None:
+        """etcd bounds the operations of a transaction, those of the nested ones with them."""
+        head = await desk.head("s1")
+        await desk.submit(head, started=False)
+        ids = [f"c{i}" for i in range(MAX_PER_STEP)]
+        for command_id in ids:
+            await desk.sagas.command(head.saga_id, command_id, b"x", NEVER)
+        neighbours = [await desk.head(f"n{i}") for i in range(150)]
+        start = desk.sagas.start(head.saga_id, 2, (StartRequested(),), summary(head, RUNNING), desk.ownership, NEVER, ids)
+        answers = await asyncio.gather(
+            *(desk.submit(n) for n in neighbours[:75]), start, *(desk.submit(n) for n in neighbours[75:])
+        )
+        assert all(answer.created and answer.epoch for answer in answers)
+        assert await self.waiting(desk) == 0
+        at = {(await desk.sagas.load(n.saga_id)).entries[0].epoch for n in neighbours}
+        assert len(at) < 10, "they still share transactions"
 
 
 class TestClaim:

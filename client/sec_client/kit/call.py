@@ -18,7 +18,8 @@ from sec_client.views import Phase
 
 
 class ActionFailed(Exception):
-    """Raised by an action: it has no net effect, from this or any earlier call with its key, and never will. The saga unwinds.
+    """Raised by an action: it has no net effect, from this or any earlier call with its key, and never will. The saga unwinds; behind a
+    point of no return it calls again, with another key.
 
     Raised by an undo action: the undo cannot be done, for good. The saga is stuck and an operator is called.
 
@@ -69,7 +70,8 @@ class _CallLog(logging.LoggerAdapter[logging.Logger]):
 class Call:
     """One delivery of a call to an action or, with `phase` `Phase.UNDO`, to its undo action.
 
-    `key` is the idempotency key: the same for every delivery, and for the do and the undo of one node. Give it to whatever outside
+    `key` is the idempotency key: the same for every delivery, and for the do and the undo of one node (but another one after a failure behind a
+    point of no return). Give it to whatever outside
     system has the effect. `epoch`, `attempt` and `sec_node` say who calls; the kit has checked the epoch.
 
     Values are decoded when they are read: JSON to Python values, any other content type to bytes.

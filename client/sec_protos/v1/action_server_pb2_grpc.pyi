@@ -23,7 +23,8 @@ that has the effect.
 WHAT AN ANSWER MEANS
   output    the action took effect. Its output is what later nodes may read.
   failure   the action has no net effect, neither from this call nor from any earlier one with this key, and never will. The saga
-            unwinds; this node is not undone. Never answer `failure` when in doubt: answer an error status.
+            unwinds; this node is not undone. (Behind a point of no return a saga cannot unwind: the action is called again, under
+            another key. The old one stays failed.) Never answer `failure` when in doubt: answer an error status.
   OK to an Undo    nothing of the effect is left.
   failure of an Undo    the undo cannot be done. The saga is stuck and an operator is called. For a passing fault answer UNAVAILABLE.
                         The operator may have it tried again: the same Undo, with the same key, is then carried out anew.
@@ -36,8 +37,9 @@ WHAT A STATUS MEANS (of Do and Undo)
   RESOURCE_EXHAUSTED   the server is too busy and has not begun with the call. It is made again after a pause, there or elsewhere, and
                        does not count as an attempt.
   any other, a broken connection, or no answer by the deadline: the outcome is unknown. The coordinator repeats the call with the same
-                       key under the node's retry policy. When that is exhausted the node is undone, so an Undo must cope
-                       with an action that half happened or never did.
+                       key under the node's retry policy. When that is exhausted, or the node's deadline has passed, the
+                       node is undone, so an Undo must cope with an action that half happened or never did. (At and behind a point of
+                       no return it is repeated for ever.)
 
 HOW IT IS FOUND
 An action server registers itself with Coordinator.RegisterActionServer (coordinator.proto) and repeats that, or the

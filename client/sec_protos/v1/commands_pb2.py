@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from sec_protos.v1 import common_pb2 as sec_dot_v1_dot_common__pb2
+from sec_protos.v1 import definition_pb2 as sec_dot_v1_dot_definition__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sec/v1/commands.proto\x12\x06sec.v1\x1a\x13sec/v1/common.proto\"\xce\x03\n\x07\x43ommand\x12\x1e\n\x05pause\x18\x01 \x01(\x0b\x32\r.sec.v1.PauseH\x00\x12 \n\x06resume\x18\x02 \x01(\x0b\x32\x0e.sec.v1.ResumeH\x00\x12\x1e\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\r.sec.v1.AbortH\x00\x12\x1c\n\x04step\x18\x04 \x01(\x0b\x32\x0c.sec.v1.StepH\x00\x12/\n\x0eset_breakpoint\x18\x05 \x01(\x0b\x32\x15.sec.v1.SetBreakpointH\x00\x12\x33\n\x11set_max_in_flight\x18\x06 \x01(\x0b\x32\x16.sec.v1.SetMaxInFlightH\x00\x12\'\n\nretry_undo\x18\x07 \x01(\x0b\x32\x11.sec.v1.RetryUndoH\x00\x12%\n\tskip_undo\x18\x08 \x01(\x0b\x32\x10.sec.v1.SkipUndoH\x00\x12)\n\x0bmark_undone\x18\t \x01(\x0b\x32\x12.sec.v1.MarkUndoneH\x00\x12+\n\x0cinject_error\x18\n \x01(\x0b\x32\x13.sec.v1.InjectErrorH\x00\x12-\n\rinject_repeat\x18\x0b \x01(\x0b\x32\x14.sec.v1.InjectRepeatH\x00\x42\x06\n\x04kind\"\x17\n\x05Pause\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x08\n\x06Resume\"\x17\n\x05\x41\x62ort\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x06\n\x04Step\";\n\rSetBreakpoint\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x08\x12\r\n\x05\x63lear\x18\x03 \x01(\x08\"\x1f\n\x0eSetMaxInFlight\x12\r\n\x05limit\x18\x01 \x01(\r\"\x19\n\tRetryUndo\x12\x0c\n\x04node\x18\x01 \x01(\t\"(\n\x08SkipUndo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"*\n\nMarkUndone\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"9\n\x0bInjectError\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05phase\x18\x02 \x01(\x0e\x32\r.sec.v1.Phase\"I\n\x0cInjectRepeat\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05phase\x18\x02 \x01(\x0e\x32\r.sec.v1.Phase\x12\r\n\x05\x63ount\x18\x03 \x01(\rB+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15sec/v1/commands.proto\x12\x06sec.v1\x1a\x13sec/v1/common.proto\x1a\x17sec/v1/definition.proto\"\x9d\x04\n\x07\x43ommand\x12\x1e\n\x05pause\x18\x01 \x01(\x0b\x32\r.sec.v1.PauseH\x00\x12 \n\x06resume\x18\x02 \x01(\x0b\x32\x0e.sec.v1.ResumeH\x00\x12\x1e\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\r.sec.v1.AbortH\x00\x12\x1c\n\x04step\x18\x04 \x01(\x0b\x32\x0c.sec.v1.StepH\x00\x12/\n\x0eset_breakpoint\x18\x05 \x01(\x0b\x32\x15.sec.v1.SetBreakpointH\x00\x12\x33\n\x11set_max_in_flight\x18\x06 \x01(\x0b\x32\x16.sec.v1.SetMaxInFlightH\x00\x12\'\n\nretry_undo\x18\x07 \x01(\x0b\x32\x11.sec.v1.RetryUndoH\x00\x12%\n\tskip_undo\x18\x08 \x01(\x0b\x32\x10.sec.v1.SkipUndoH\x00\x12)\n\x0bmark_undone\x18\t \x01(\x0b\x32\x12.sec.v1.MarkUndoneH\x00\x12+\n\x0cinject_error\x18\n \x01(\x0b\x32\x13.sec.v1.InjectErrorH\x00\x12-\n\rinject_repeat\x18\x0b \x01(\x0b\x32\x14.sec.v1.InjectRepeatH\x00\x12 \n\x06signal\x18\x0c \x01(\x0b\x32\x0e.sec.v1.SignalH\x00\x12+\n\x0cset_deadline\x18\r \x01(\x0b\x32\x13.sec.v1.SetDeadlineH\x00\x42\x06\n\x04kind\"\x17\n\x05Pause\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x08\n\x06Resume\"\x17\n\x05\x41\x62ort\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x06\n\x04Step\";\n\rSetBreakpoint\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x08\x12\r\n\x05\x63lear\x18\x03 \x01(\x08\"\x1f\n\x0eSetMaxInFlight\x12\r\n\x05limit\x18\x01 \x01(\r\"\x19\n\tRetryUndo\x12\x0c\n\x04node\x18\x01 \x01(\t\"(\n\x08SkipUndo\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"*\n\nMarkUndone\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"9\n\x0bInjectError\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05phase\x18\x02 \x01(\x0e\x32\r.sec.v1.Phase\"I\n\x0cInjectRepeat\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05phase\x18\x02 \x01(\x0e\x32\r.sec.v1.Phase\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"5\n\x06Signal\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1d\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload\"^\n\x0bSetDeadline\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x64ue_us\x18\x02 \x01(\x03\x12\x0f\n\x07\x61\x66ter_s\x18\x03 \x01(\x01\x12 \n\x04then\x18\x04 \x01(\x0e\x32\x12.sec.v1.OnDeadlineB+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,28 +34,32 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sec_protos.v1.commands_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\ndev.sec.v1P\001Z\033sec.dev/protos/sec/v1;secv1'
-  _globals['_COMMAND']._serialized_start=55
-  _globals['_COMMAND']._serialized_end=517
-  _globals['_PAUSE']._serialized_start=519
-  _globals['_PAUSE']._serialized_end=542
-  _globals['_RESUME']._serialized_start=544
-  _globals['_RESUME']._serialized_end=552
-  _globals['_ABORT']._serialized_start=554
-  _globals['_ABORT']._serialized_end=577
-  _globals['_STEP']._serialized_start=579
-  _globals['_STEP']._serialized_end=585
-  _globals['_SETBREAKPOINT']._serialized_start=587
-  _globals['_SETBREAKPOINT']._serialized_end=646
-  _globals['_SETMAXINFLIGHT']._serialized_start=648
-  _globals['_SETMAXINFLIGHT']._serialized_end=679
-  _globals['_RETRYUNDO']._serialized_start=681
-  _globals['_RETRYUNDO']._serialized_end=706
-  _globals['_SKIPUNDO']._serialized_start=708
-  _globals['_SKIPUNDO']._serialized_end=748
-  _globals['_MARKUNDONE']._serialized_start=750
-  _globals['_MARKUNDONE']._serialized_end=792
-  _globals['_INJECTERROR']._serialized_start=794
-  _globals['_INJECTERROR']._serialized_end=851
-  _globals['_INJECTREPEAT']._serialized_start=853
-  _globals['_INJECTREPEAT']._serialized_end=926
+  _globals['_COMMAND']._serialized_start=80
+  _globals['_COMMAND']._serialized_end=621
+  _globals['_PAUSE']._serialized_start=623
+  _globals['_PAUSE']._serialized_end=646
+  _globals['_RESUME']._serialized_start=648
+  _globals['_RESUME']._serialized_end=656
+  _globals['_ABORT']._serialized_start=658
+  _globals['_ABORT']._serialized_end=681
+  _globals['_STEP']._serialized_start=683
+  _globals['_STEP']._serialized_end=689
+  _globals['_SETBREAKPOINT']._serialized_start=691
+  _globals['_SETBREAKPOINT']._serialized_end=750
+  _globals['_SETMAXINFLIGHT']._serialized_start=752
+  _globals['_SETMAXINFLIGHT']._serialized_end=783
+  _globals['_RETRYUNDO']._serialized_start=785
+  _globals['_RETRYUNDO']._serialized_end=810
+  _globals['_SKIPUNDO']._serialized_start=812
+  _globals['_SKIPUNDO']._serialized_end=852
+  _globals['_MARKUNDONE']._serialized_start=854
+  _globals['_MARKUNDONE']._serialized_end=896
+  _globals['_INJECTERROR']._serialized_start=898
+  _globals['_INJECTERROR']._serialized_end=955
+  _globals['_INJECTREPEAT']._serialized_start=957
+  _globals['_INJECTREPEAT']._serialized_end=1030
+  _globals['_SIGNAL']._serialized_start=1032
+  _globals['_SIGNAL']._serialized_end=1085
+  _globals['_SETDEADLINE']._serialized_start=1087
+  _globals['_SETDEADLINE']._serialized_end=1181
 # @@protoc_insertion_point(module_scope)

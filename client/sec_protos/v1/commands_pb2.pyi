@@ -10,6 +10,7 @@ Names of nodes are full paths.
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from sec_protos.v1 import common_pb2 as _common_pb2
+from sec_protos.v1 import definition_pb2 as _definition_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -36,6 +37,8 @@ class Command(_message.Message):
     MARK_UNDONE_FIELD_NUMBER: _builtins.int
     INJECT_ERROR_FIELD_NUMBER: _builtins.int
     INJECT_REPEAT_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    SET_DEADLINE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pause(self) -> Global___Pause: ...
     @_builtins.property
@@ -58,6 +61,10 @@ class Command(_message.Message):
     def inject_error(self) -> Global___InjectError: ...
     @_builtins.property
     def inject_repeat(self) -> Global___InjectRepeat: ...
+    @_builtins.property
+    def signal(self) -> Global___Signal: ...
+    @_builtins.property
+    def set_deadline(self) -> Global___SetDeadline: ...
     def __init__(
         self,
         *,
@@ -72,12 +79,14 @@ class Command(_message.Message):
         mark_undone: Global___MarkUndone | None = ...,
         inject_error: Global___InjectError | None = ...,
         inject_repeat: Global___InjectRepeat | None = ...,
+        signal: Global___Signal | None = ...,
+        set_deadline: Global___SetDeadline | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "inject_error", b"inject_error", "inject_repeat", b"inject_repeat", "kind", b"kind", "mark_undone", b"mark_undone", "pause", b"pause", "resume", b"resume", "retry_undo", b"retry_undo", "set_breakpoint", b"set_breakpoint", "set_max_in_flight", b"set_max_in_flight", "skip_undo", b"skip_undo", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "inject_error", b"inject_error", "inject_repeat", b"inject_repeat", "kind", b"kind", "mark_undone", b"mark_undone", "pause", b"pause", "resume", b"resume", "retry_undo", b"retry_undo", "set_breakpoint", b"set_breakpoint", "set_deadline", b"set_deadline", "set_max_in_flight", b"set_max_in_flight", "signal", b"signal", "skip_undo", b"skip_undo", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "inject_error", b"inject_error", "inject_repeat", b"inject_repeat", "kind", b"kind", "mark_undone", b"mark_undone", "pause", b"pause", "resume", b"resume", "retry_undo", b"retry_undo", "set_breakpoint", b"set_breakpoint", "set_max_in_flight", b"set_max_in_flight", "skip_undo", b"skip_undo", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "inject_error", b"inject_error", "inject_repeat", b"inject_repeat", "kind", b"kind", "mark_undone", b"mark_undone", "pause", b"pause", "resume", b"resume", "retry_undo", b"retry_undo", "set_breakpoint", b"set_breakpoint", "set_deadline", b"set_deadline", "set_max_in_flight", b"set_max_in_flight", "signal", b"signal", "skip_undo", b"skip_undo", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["pause", "resume", "abort", "step", "set_breakpoint", "set_max_in_flight", "retry_undo", "skip_undo", "mark_undone", "inject_error", "inject_repeat"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["pause", "resume", "abort", "step", "set_breakpoint", "set_max_in_flight", "retry_undo", "skip_undo", "mark_undone", "inject_error", "inject_repeat", "signal", "set_deadline"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -161,7 +170,9 @@ Global___Step: _TypeAlias = Step  # noqa: Y015
 
 @_typing.final
 class SetBreakpoint(_message.Message):
-    """The saga is paused before the node starts, or after it has succeeded. A breakpoint is used up when it is reached."""
+    """The saga is paused before the node starts, or after it has succeeded. A breakpoint is used up when it is reached. A node that needs an
+    operator's confirmation has one before it from the beginning.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -330,3 +341,66 @@ class InjectRepeat(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InjectRepeat: _TypeAlias = InjectRepeat  # noqa: Y015
+
+@_typing.final
+class Signal(_message.Message):
+    """The event that a signal node waits for. It may come before the node has started, and is kept for it then. A node takes one: the next
+    is refused.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    @_builtins.property
+    def data(self) -> _common_pb2.Payload:
+        """The output of the node. At most 16 KiB, as every command."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        data: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Signal: _TypeAlias = Signal  # noqa: Y015
+
+@_typing.final
+class SetDeadline(_message.Message):
+    """Gives the saga or one of its nodes a deadline, in place of the one it has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DUE_US_FIELD_NUMBER: _builtins.int
+    AFTER_S_FIELD_NUMBER: _builtins.int
+    THEN_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Empty: that of the saga."""
+    due_us: _builtins.int
+    """Microseconds since 1970-01-01T00:00:00Z. With neither this nor `after_s` the deadline is taken away."""
+    after_s: _builtins.float
+    """Seconds from when an SEC node acknowledges the command; it is kept as `due_us`."""
+    then: _definition_pb2.OnDeadline.ValueType
+    """ON_DEADLINE_UNSPECIFIED means ON_DEADLINE_FAIL."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        due_us: _builtins.int = ...,
+        after_s: _builtins.float = ...,
+        then: _definition_pb2.OnDeadline.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_s", b"after_s", "due_us", b"due_us", "node", b"node", "then", b"then"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDeadline: _TypeAlias = SetDeadline  # noqa: Y015

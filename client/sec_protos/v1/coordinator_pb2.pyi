@@ -42,7 +42,7 @@ class _SagaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SagaState.V
     SAGA_STATE_UNWINDING: _SagaState.ValueType  # 3
     """An action failed: its effects are being undone."""
     SAGA_STATE_STUCK: _SagaState.ValueType  # 4
-    """An undo action failed for good. Nothing is dispatched until an operator decides."""
+    """An undo action failed for good, or an effect has to be taken back by hand. No undo begins until an operator decides."""
     SAGA_STATE_DONE: _SagaState.ValueType  # 5
     """Ended: every action took effect."""
     SAGA_STATE_UNDONE: _SagaState.ValueType  # 6
@@ -60,7 +60,7 @@ SAGA_STATE_RUNNING: SagaState.ValueType  # 2
 SAGA_STATE_UNWINDING: SagaState.ValueType  # 3
 """An action failed: its effects are being undone."""
 SAGA_STATE_STUCK: SagaState.ValueType  # 4
-"""An undo action failed for good. Nothing is dispatched until an operator decides."""
+"""An undo action failed for good, or an effect has to be taken back by hand. No undo begins until an operator decides."""
 SAGA_STATE_DONE: SagaState.ValueType  # 5
 """Ended: every action took effect."""
 SAGA_STATE_UNDONE: SagaState.ValueType  # 6
@@ -83,7 +83,7 @@ class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.V
     NODE_STATE_WORKING: _NodeState.ValueType  # 3
     """Its action is being called."""
     NODE_STATE_RETRYING: _NodeState.ValueType  # 4
-    """Its action was called without a known outcome, and is called again. (An undo action that is called again is UNDOING.)"""
+    """Its action was called without a known outcome (behind a point of no return: or failed), and is called again. (An undo action that is called again is UNDOING.)"""
     NODE_STATE_DONE: _NodeState.ValueType  # 5
     NODE_STATE_FAILED: _NodeState.ValueType  # 6
     """No effect. Never undone."""
@@ -96,9 +96,11 @@ class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.V
     """Never ran and never will."""
     NODE_STATE_UNDONE: _NodeState.ValueType  # 11
     NODE_STATE_UNDO_FAILED: _NodeState.ValueType  # 12
-    """Its undo action failed for good."""
+    """Its undo action failed for good, or it has none and an operator has to take its effect back."""
     NODE_STATE_UNDO_SKIPPED: _NodeState.ValueType  # 13
     """An operator gave up its undo."""
+    NODE_STATE_WAITING: _NodeState.ValueType  # 14
+    """It waits for a signal, or for an instant; `detail` says for which."""
 
 class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper): ...
 
@@ -110,7 +112,7 @@ NODE_STATE_QUEUED: NodeState.ValueType  # 2
 NODE_STATE_WORKING: NodeState.ValueType  # 3
 """Its action is being called."""
 NODE_STATE_RETRYING: NodeState.ValueType  # 4
-"""Its action was called without a known outcome, and is called again. (An undo action that is called again is UNDOING.)"""
+"""Its action was called without a known outcome (behind a point of no return: or failed), and is called again. (An undo action that is called again is UNDOING.)"""
 NODE_STATE_DONE: NodeState.ValueType  # 5
 NODE_STATE_FAILED: NodeState.ValueType  # 6
 """No effect. Never undone."""
@@ -123,9 +125,11 @@ NODE_STATE_ABANDONED: NodeState.ValueType  # 10
 """Never ran and never will."""
 NODE_STATE_UNDONE: NodeState.ValueType  # 11
 NODE_STATE_UNDO_FAILED: NodeState.ValueType  # 12
-"""Its undo action failed for good."""
+"""Its undo action failed for good, or it has none and an operator has to take its effect back."""
 NODE_STATE_UNDO_SKIPPED: NodeState.ValueType  # 13
 """An operator gave up its undo."""
+NODE_STATE_WAITING: NodeState.ValueType  # 14
+"""It waits for a signal, or for an instant; `detail` says for which."""
 Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
@@ -250,6 +254,7 @@ class NodeStatus(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     SUBSAGA_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
+    DUE_US_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Full path."""
     label: _builtins.str
@@ -257,13 +262,15 @@ class NodeStatus(_message.Message):
     action: _builtins.str
     """Empty for constants and subsagas."""
     attempts: _builtins.int
-    """Calls recorded as having an unknown outcome in the phase that the node is in."""
+    """Calls recorded, in the phase that the node is in, as having an unknown outcome or, behind a point of no return, as having failed."""
     detail: _builtins.str
     """What the node waits for, as a sentence, when that is known: "no action server offers \\"resize\\" now"."""
     subsaga: _builtins.bool
     """A subsaga: its nodes follow, each with this path and "/" before its name."""
     rank: _builtins.int
     """Nodes with equal rank and the same subsaga around them stand beside each other: neither depends on the other. From 0."""
+    due_us: _builtins.int
+    """When its deadline is, or the instant that it waits for; microseconds since 1970-01-01T00:00:00Z; 0: there is none."""
     @_builtins.property
     def depends_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the nodes (full paths) it depends on."""
@@ -290,10 +297,11 @@ class NodeStatus(_message.Message):
         output: _common_pb2.Payload | None = ...,
         subsaga: _builtins.bool = ...,
         rank: _builtins.int = ...,
+        due_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "error", b"error", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "action", b"action", "attempts", b"attempts", "depends_on", b"depends_on", "detail", b"detail", "error", b"error", "label", b"label", "node", b"node", "output", b"output", "rank", b"rank", "state", b"state", "subsaga", b"subsaga"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "action", b"action", "attempts", b"attempts", "depends_on", b"depends_on", "detail", b"detail", "due_us", b"due_us", "error", b"error", "label", b"label", "node", b"node", "output", b"output", "rank", b"rank", "state", b"state", "subsaga", b"subsaga"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output: _TypeAlias = _typing.Literal["output"]  # noqa: Y015
     _WhichOneofArgType__output: _TypeAlias = _typing.Literal["_output", b"_output"]  # noqa: Y015
@@ -315,12 +323,15 @@ class Saga(_message.Message):
     NEXT_SEQUENCE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     DEFINITION_FIELD_NUMBER: _builtins.int
+    DUE_US_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     definition_hash: _builtins.str
     next_sequence: _builtins.int
     """The sequence number that the next record will have."""
     epoch: _builtins.int
     """The epoch of the last owner that wrote to the log."""
+    due_us: _builtins.int
+    """When its deadline is, microseconds since 1970-01-01T00:00:00Z; 0: it has none (any more)."""
     @_builtins.property
     def summary(self) -> Global___SagaSummary: ...
     @_builtins.property
@@ -354,10 +365,11 @@ class Saga(_message.Message):
         next_sequence: _builtins.int = ...,
         epoch: _builtins.int = ...,
         definition: _definition_pb2.SagaDefinition | None = ...,
+        due_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "definition", b"definition", "output", b"output", "params", b"params", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "definition", b"definition", "definition_hash", b"definition_hash", "epoch", b"epoch", "errors", b"errors", "next_sequence", b"next_sequence", "nodes", b"nodes", "output", b"output", "params", b"params", "summary", b"summary", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "definition", b"definition", "definition_hash", b"definition_hash", "due_us", b"due_us", "epoch", b"epoch", "errors", b"errors", "next_sequence", b"next_sequence", "nodes", b"nodes", "output", b"output", "params", b"params", "summary", b"summary", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output: _TypeAlias = _typing.Literal["output"]  # noqa: Y015
     _WhichOneofArgType__output: _TypeAlias = _typing.Literal["_output", b"_output"]  # noqa: Y015
@@ -395,6 +407,7 @@ class SubmitSagaRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     START_LATER_FIELD_NUMBER: _builtins.int
     REQUIRE_ACTIONS_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     """1 to 128 characters out of letters, digits, ".", "_" and "-", starting with a letter or a digit. Empty: the cluster draws one
     (ordered by time); then a repeated call makes another saga, so choose it yourself when it matters.
@@ -413,6 +426,10 @@ class SubmitSagaRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """For filters. At most 32, keys as saga ids are written, values of at most 256 characters."""
 
+    @_builtins.property
+    def deadline(self) -> _definition_pb2.Deadline:
+        """How long the saga may take from its start. Absent: as long as it takes."""
+
     def __init__(
         self,
         *,
@@ -422,10 +439,11 @@ class SubmitSagaRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         start_later: _builtins.bool = ...,
         require_actions: _builtins.bool = ...,
+        deadline: _definition_pb2.Deadline | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "params", b"params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "definition", b"definition", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "labels", b"labels", "params", b"params", "require_actions", b"require_actions", "saga_id", b"saga_id", "start_later", b"start_later"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "definition", b"definition", "labels", b"labels", "params", b"params", "require_actions", b"require_actions", "saga_id", b"saga_id", "start_later", b"start_later"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sec_protos.v1 import common_pb2 as sec_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sec/v1/definition.proto\x12\x06sec.v1\x1a\x13sec/v1/common.proto\"E\n\x0eSagaDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05nodes\x18\x02 \x03(\x0b\x32\x16.sec.v1.NodeDefinition\"\xe4\x01\n\x0eNodeDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\ndepends_on\x18\x03 \x03(\t\x12!\n\x06inputs\x18\x04 \x03(\x0b\x32\x11.sec.v1.NodeInput\x12$\n\x06\x61\x63tion\x18\n \x01(\x0b\x32\x12.sec.v1.ActionNodeH\x00\x12(\n\x08\x63onstant\x18\x0b \x01(\x0b\x32\x14.sec.v1.ConstantNodeH\x00\x12&\n\x07subsaga\x18\x0c \x01(\x0b\x32\x13.sec.v1.SubsagaNodeH\x00\x42\x06\n\x04kind\"\'\n\tNodeInput\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\"i\n\nActionNode\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\"\n\x05retry\x18\x02 \x01(\x0b\x32\x13.sec.v1.RetryPolicy\x12\'\n\nundo_retry\x18\x03 \x01(\x0b\x32\x13.sec.v1.RetryPolicy\".\n\x0c\x43onstantNode\x12\x1e\n\x05value\x18\x01 \x01(\x0b\x32\x0f.sec.v1.Payload\"H\n\x0bSubsagaNode\x12$\n\x04saga\x18\x01 \x01(\x0b\x32\x16.sec.v1.SagaDefinition\x12\x13\n\x0bparams_from\x18\x02 \x01(\tB+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sec/v1/definition.proto\x12\x06sec.v1\x1a\x13sec/v1/common.proto\"E\n\x0eSagaDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05nodes\x18\x02 \x03(\x0b\x32\x16.sec.v1.NodeDefinition\"\xae\x02\n\x0eNodeDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\ndepends_on\x18\x03 \x03(\t\x12!\n\x06inputs\x18\x04 \x03(\x0b\x32\x11.sec.v1.NodeInput\x12$\n\x06\x61\x63tion\x18\n \x01(\x0b\x32\x12.sec.v1.ActionNodeH\x00\x12(\n\x08\x63onstant\x18\x0b \x01(\x0b\x32\x14.sec.v1.ConstantNodeH\x00\x12&\n\x07subsaga\x18\x0c \x01(\x0b\x32\x13.sec.v1.SubsagaNodeH\x00\x12$\n\x06signal\x18\r \x01(\x0b\x32\x12.sec.v1.SignalNodeH\x00\x12\"\n\x05timer\x18\x0e \x01(\x0b\x32\x11.sec.v1.TimerNodeH\x00\x42\x06\n\x04kind\"\'\n\tNodeInput\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\"\xaf\x01\n\nActionNode\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\"\n\x05retry\x18\x02 \x01(\x0b\x32\x13.sec.v1.RetryPolicy\x12\'\n\nundo_retry\x18\x03 \x01(\x0b\x32\x13.sec.v1.RetryPolicy\x12 \n\x04undo\x18\x04 \x01(\x0e\x32\x12.sec.v1.UndoPolicy\x12\"\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x10.sec.v1.Deadline\"=\n\x08\x44\x65\x61\x64line\x12\x0f\n\x07\x61\x66ter_s\x18\x01 \x01(\x01\x12 \n\x04then\x18\x02 \x01(\x0e\x32\x12.sec.v1.OnDeadline\"0\n\nSignalNode\x12\"\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x10.sec.v1.Deadline\";\n\tTimerNode\x12\x11\n\x07\x61\x66ter_s\x18\x01 \x01(\x01H\x00\x12\x12\n\x08until_us\x18\x02 \x01(\x03H\x00\x42\x07\n\x05until\".\n\x0c\x43onstantNode\x12\x1e\n\x05value\x18\x01 \x01(\x0b\x32\x0f.sec.v1.Payload\"H\n\x0bSubsagaNode\x12$\n\x04saga\x18\x01 \x01(\x0b\x32\x16.sec.v1.SagaDefinition\x12\x13\n\x0bparams_from\x18\x02 \x01(\t*\xb3\x01\n\nUndoPolicy\x12\x1b\n\x17UNDO_POLICY_UNSPECIFIED\x10\x00\x12\x16\n\x12UNDO_POLICY_ACTION\x10\x01\x12\x1b\n\x17UNDO_POLICY_NONE_NEEDED\x10\x02\x12\x17\n\x13UNDO_POLICY_CONFIRM\x10\x03\x12\x16\n\x12UNDO_POLICY_MANUAL\x10\x04\x12\"\n\x1eUNDO_POLICY_POINT_OF_NO_RETURN\x10\x05*V\n\nOnDeadline\x12\x1b\n\x17ON_DEADLINE_UNSPECIFIED\x10\x00\x12\x14\n\x10ON_DEADLINE_FAIL\x10\x01\x12\x15\n\x11ON_DEADLINE_PAUSE\x10\x02\x42+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,26 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sec_protos.v1.definition_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\ndev.sec.v1P\001Z\033sec.dev/protos/sec/v1;secv1'
+  _globals['_UNDOPOLICY']._serialized_start=948
+  _globals['_UNDOPOLICY']._serialized_end=1127
+  _globals['_ONDEADLINE']._serialized_start=1129
+  _globals['_ONDEADLINE']._serialized_end=1215
   _globals['_SAGADEFINITION']._serialized_start=56
   _globals['_SAGADEFINITION']._serialized_end=125
   _globals['_NODEDEFINITION']._serialized_start=128
-  _globals['_NODEDEFINITION']._serialized_end=356
-  _globals['_NODEINPUT']._serialized_start=358
-  _globals['_NODEINPUT']._serialized_end=397
-  _globals['_ACTIONNODE']._serialized_start=399
-  _globals['_ACTIONNODE']._serialized_end=504
-  _globals['_CONSTANTNODE']._serialized_start=506
-  _globals['_CONSTANTNODE']._serialized_end=552
-  _globals['_SUBSAGANODE']._serialized_start=554
-  _globals['_SUBSAGANODE']._serialized_end=626
+  _globals['_NODEDEFINITION']._serialized_end=430
+  _globals['_NODEINPUT']._serialized_start=432
+  _globals['_NODEINPUT']._serialized_end=471
+  _globals['_ACTIONNODE']._serialized_start=474
+  _globals['_ACTIONNODE']._serialized_end=649
+  _globals['_DEADLINE']._serialized_start=651
+  _globals['_DEADLINE']._serialized_end=712
+  _globals['_SIGNALNODE']._serialized_start=714
+  _globals['_SIGNALNODE']._serialized_end=762
+  _globals['_TIMERNODE']._serialized_start=764
+  _globals['_TIMERNODE']._serialized_end=823
+  _globals['_CONSTANTNODE']._serialized_start=825
+  _globals['_CONSTANTNODE']._serialized_end=871
+  _globals['_SUBSAGANODE']._serialized_start=873
+  _globals['_SUBSAGANODE']._serialized_end=945
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sec_protos.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,69 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _UndoPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UndoPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UndoPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNDO_POLICY_UNSPECIFIED: _UndoPolicy.ValueType  # 0
+    UNDO_POLICY_ACTION: _UndoPolicy.ValueType  # 1
+    """Its undo action."""
+    UNDO_POLICY_NONE_NEEDED: _UndoPolicy.ValueType  # 2
+    """Nothing: there is nothing to take back. No call is made."""
+    UNDO_POLICY_CONFIRM: _UndoPolicy.ValueType  # 3
+    """It cannot be taken back by a call, so the saga pauses before the action: an operator resumes it, or aborts it. Undone as MANUAL is."""
+    UNDO_POLICY_MANUAL: _UndoPolicy.ValueType  # 4
+    """An operator, by hand. When all else that could be undone has been, the saga is stuck until one says that it is done (MarkUndone), or
+    gives it up (SkipUndo).
+    """
+    UNDO_POLICY_POINT_OF_NO_RETURN: _UndoPolicy.ValueType  # 5
+    """Nothing, ever: once the action has taken effect the saga only goes forward. Its unknown outcomes, and unknown outcomes and failures of
+    nodes behind it, are tried again for ever. No node may stand beside it that could still fail.
+    """
+
+class UndoPolicy(_UndoPolicy, metaclass=_UndoPolicyEnumTypeWrapper):
+    """What takes back the effect of an action."""
+
+UNDO_POLICY_UNSPECIFIED: UndoPolicy.ValueType  # 0
+UNDO_POLICY_ACTION: UndoPolicy.ValueType  # 1
+"""Its undo action."""
+UNDO_POLICY_NONE_NEEDED: UndoPolicy.ValueType  # 2
+"""Nothing: there is nothing to take back. No call is made."""
+UNDO_POLICY_CONFIRM: UndoPolicy.ValueType  # 3
+"""It cannot be taken back by a call, so the saga pauses before the action: an operator resumes it, or aborts it. Undone as MANUAL is."""
+UNDO_POLICY_MANUAL: UndoPolicy.ValueType  # 4
+"""An operator, by hand. When all else that could be undone has been, the saga is stuck until one says that it is done (MarkUndone), or
+gives it up (SkipUndo).
+"""
+UNDO_POLICY_POINT_OF_NO_RETURN: UndoPolicy.ValueType  # 5
+"""Nothing, ever: once the action has taken effect the saga only goes forward. Its unknown outcomes, and unknown outcomes and failures of
+nodes behind it, are tried again for ever. No node may stand beside it that could still fail.
+"""
+Global___UndoPolicy: _TypeAlias = UndoPolicy  # noqa: Y015
+
+class _OnDeadline:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnDeadlineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnDeadline.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_DEADLINE_UNSPECIFIED: _OnDeadline.ValueType  # 0
+    ON_DEADLINE_FAIL: _OnDeadline.ValueType  # 1
+    """The saga unwinds. (One that is past its point of no return goes on.)"""
+    ON_DEADLINE_PAUSE: _OnDeadline.ValueType  # 2
+    """The saga is paused, and says why."""
+
+class OnDeadline(_OnDeadline, metaclass=_OnDeadlineEnumTypeWrapper): ...
+
+ON_DEADLINE_UNSPECIFIED: OnDeadline.ValueType  # 0
+ON_DEADLINE_FAIL: OnDeadline.ValueType  # 1
+"""The saga unwinds. (One that is past its point of no return goes on.)"""
+ON_DEADLINE_PAUSE: OnDeadline.ValueType  # 2
+"""The saga is paused, and says why."""
+Global___OnDeadline: _TypeAlias = OnDeadline  # noqa: Y015
 
 @_typing.final
 class SagaDefinition(_message.Message):
@@ -62,6 +126,8 @@ class NodeDefinition(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     CONSTANT_FIELD_NUMBER: _builtins.int
     SUBSAGA_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    TIMER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Unique in its own (sub)saga; the same alphabet as SagaDefinition.name. The full path of a node joins the names of the
     subsagas around it and its own by "/": "server_alloc/server_id". Everywhere else in the contract "node" means this full path.
@@ -82,6 +148,10 @@ class NodeDefinition(_message.Message):
     def constant(self) -> Global___ConstantNode: ...
     @_builtins.property
     def subsaga(self) -> Global___SubsagaNode: ...
+    @_builtins.property
+    def signal(self) -> Global___SignalNode: ...
+    @_builtins.property
+    def timer(self) -> Global___TimerNode: ...
     def __init__(
         self,
         *,
@@ -92,12 +162,14 @@ class NodeDefinition(_message.Message):
         action: Global___ActionNode | None = ...,
         constant: Global___ConstantNode | None = ...,
         subsaga: Global___SubsagaNode | None = ...,
+        signal: Global___SignalNode | None = ...,
+        timer: Global___TimerNode | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "constant", b"constant", "kind", b"kind", "subsaga", b"subsaga"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "constant", b"constant", "kind", b"kind", "signal", b"signal", "subsaga", b"subsaga", "timer", b"timer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "constant", b"constant", "depends_on", b"depends_on", "inputs", b"inputs", "kind", b"kind", "label", b"label", "name", b"name", "subsaga", b"subsaga"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "constant", b"constant", "depends_on", b"depends_on", "inputs", b"inputs", "kind", b"kind", "label", b"label", "name", b"name", "signal", b"signal", "subsaga", b"subsaga", "timer", b"timer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["action", "constant", "subsaga"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["action", "constant", "subsaga", "signal", "timer"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -136,26 +208,120 @@ class ActionNode(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     RETRY_FIELD_NUMBER: _builtins.int
     UNDO_RETRY_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     action: _builtins.str
     """The name of the action, as an action server offers it."""
+    undo: Global___UndoPolicy.ValueType
+    """UNDO_POLICY_UNSPECIFIED means UNDO_POLICY_ACTION."""
     @_builtins.property
     def retry(self) -> _common_pb2.RetryPolicy: ...
     @_builtins.property
     def undo_retry(self) -> _common_pb2.RetryPolicy: ...
+    @_builtins.property
+    def deadline(self) -> Global___Deadline:
+        """For the action and its retries, counted from its start. When it fails there, and nobody knows whether it took effect, it is undone.
+        An undo action has none.
+        """
+
     def __init__(
         self,
         *,
         action: _builtins.str = ...,
         retry: _common_pb2.RetryPolicy | None = ...,
         undo_retry: _common_pb2.RetryPolicy | None = ...,
+        undo: Global___UndoPolicy.ValueType = ...,
+        deadline: Global___Deadline | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["retry", b"retry", "undo_retry", b"undo_retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "retry", b"retry", "undo_retry", b"undo_retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "retry", b"retry", "undo_retry", b"undo_retry"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "deadline", b"deadline", "retry", b"retry", "undo", b"undo", "undo_retry", b"undo_retry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ActionNode: _TypeAlias = ActionNode  # noqa: Y015
+
+@_typing.final
+class Deadline(_message.Message):
+    """Counted by the wall clock of the SEC node that runs the saga, and kept over takeovers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_S_FIELD_NUMBER: _builtins.int
+    THEN_FIELD_NUMBER: _builtins.int
+    after_s: _builtins.float
+    """Seconds from the start of the saga or node; above 0."""
+    then: Global___OnDeadline.ValueType
+    """ON_DEADLINE_UNSPECIFIED means ON_DEADLINE_FAIL."""
+    def __init__(
+        self,
+        *,
+        after_s: _builtins.float = ...,
+        then: Global___OnDeadline.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_s", b"after_s", "then", b"then"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Deadline: _TypeAlias = Deadline  # noqa: Y015
+
+@_typing.final
+class SignalNode(_message.Message):
+    """A node that waits for an event from outside, sent to it by the command Signal. Its output is what was sent. It has no effect and
+    nothing to undo, and holds no connection while it waits.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deadline(self) -> Global___Deadline:
+        """How long it waits. Absent: for ever."""
+
+    def __init__(
+        self,
+        *,
+        deadline: Global___Deadline | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalNode: _TypeAlias = SignalNode  # noqa: Y015
+
+@_typing.final
+class TimerNode(_message.Message):
+    """A node that waits for an instant, by the wall clock of the SEC node that runs the saga. Its output is null. It has no effect and nothing
+    to undo.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_S_FIELD_NUMBER: _builtins.int
+    UNTIL_US_FIELD_NUMBER: _builtins.int
+    after_s: _builtins.float
+    """Seconds from its start."""
+    until_us: _builtins.int
+    """Microseconds since 1970-01-01T00:00:00Z."""
+    def __init__(
+        self,
+        *,
+        after_s: _builtins.float = ...,
+        until_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after_s", b"after_s", "until", b"until", "until_us", b"until_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_s", b"after_s", "until", b"until", "until_us", b"until_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_until: _TypeAlias = _typing.Literal["after_s", "until_us"]  # noqa: Y015
+    _WhichOneofArgType_until: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_until) -> _WhichOneofReturnType_until | None: ...
+
+Global___TimerNode: _TypeAlias = TimerNode  # noqa: Y015
 
 @_typing.final
 class ConstantNode(_message.Message):

@@ -13,6 +13,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sec_protos.v1 import commands_pb2 as _commands_pb2
 from sec_protos.v1 import common_pb2 as _common_pb2
+from sec_protos.v1 import definition_pb2 as _definition_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -100,6 +101,8 @@ class Record(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     COMMANDED_FIELD_NUMBER: _builtins.int
     BREAKPOINT_HIT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FAILED_FIELD_NUMBER: _builtins.int
+    DEADLINE_PASSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def created(self) -> Global___Created:
         """The saga exists. Always the first record and only the first."""
@@ -114,15 +117,15 @@ class Record(_message.Message):
 
     @_builtins.property
     def started(self) -> Global___Started:
-        """An action is about to be dispatched. Durable before the first dispatch."""
+        """An action is about to be dispatched (durable before the first dispatch), or a signal or timer node begins to wait."""
 
     @_builtins.property
     def succeeded(self) -> Global___Succeeded:
-        """The action took effect."""
+        """The action took effect, the signal is there, or the time has come."""
 
     @_builtins.property
     def failed(self) -> Global___Failed:
-        """The action had no effect. The first one starts the unwinding."""
+        """The action had no effect, or the signal did not come by its deadline. The first one starts the unwinding."""
 
     @_builtins.property
     def attempt_unknown(self) -> Global___AttemptUnknown:
@@ -130,7 +133,7 @@ class Record(_message.Message):
 
     @_builtins.property
     def outcome_unknown(self) -> Global___OutcomeUnknown:
-        """The action was called as often as its retry policy allows, and nobody knows whether it took effect. It will be undone."""
+        """The action was called as often as its retry policy or its deadline allows, and nobody knows whether it took effect. It will be undone."""
 
     @_builtins.property
     def undo_started(self) -> Global___UndoStarted:
@@ -142,7 +145,9 @@ class Record(_message.Message):
 
     @_builtins.property
     def undo_failed(self) -> Global___UndoFailed:
-        """The undo action failed for good. The saga is stuck until an operator decides."""
+        """The undo action failed for good, or there is none and the effect has to be taken back by hand. The saga is stuck until an operator
+        decides.
+        """
 
     @_builtins.property
     def undo_skipped(self) -> Global___UndoSkipped:
@@ -159,6 +164,16 @@ class Record(_message.Message):
     @_builtins.property
     def breakpoint_hit(self) -> Global___BreakpointHit:
         """A breakpoint was reached: the saga is paused, and the breakpoint is gone."""
+
+    @_builtins.property
+    def attempt_failed(self) -> Global___AttemptFailed:
+        """An action behind a point of no return failed: it had no effect, and is called again under a key of its own."""
+
+    @_builtins.property
+    def deadline_passed(self) -> Global___DeadlinePassed:
+        """A deadline passed. It paused the saga, began its unwinding, or ended the retries of its node, as the deadline said; past the point of
+        no return one that would fail the saga does nothing.
+        """
 
     def __init__(
         self,
@@ -178,12 +193,14 @@ class Record(_message.Message):
         done: Global___Done | None = ...,
         commanded: Global___Commanded | None = ...,
         breakpoint_hit: Global___BreakpointHit | None = ...,
+        attempt_failed: Global___AttemptFailed | None = ...,
+        deadline_passed: Global___DeadlinePassed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "deadline_passed", b"deadline_passed", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "deadline_passed", b"deadline_passed", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "start_requested", "owner_changed", "started", "succeeded", "failed", "attempt_unknown", "outcome_unknown", "undo_started", "undo_finished", "undo_failed", "undo_skipped", "done", "commanded", "breakpoint_hit"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "start_requested", "owner_changed", "started", "succeeded", "failed", "attempt_unknown", "outcome_unknown", "undo_started", "undo_finished", "undo_failed", "undo_skipped", "done", "commanded", "breakpoint_hit", "attempt_failed", "deadline_passed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -195,21 +212,27 @@ class Created(_message.Message):
 
     UID_FIELD_NUMBER: _builtins.int
     DEFINITION_HASH_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     """Drawn at random when the saga is submitted. Part of every idempotency key, so that a later saga under the same id
     is never mistaken for this one.
     """
     definition_hash: _builtins.str
     """Hex SHA-256 of the definition."""
+    @_builtins.property
+    def deadline(self) -> _definition_pb2.Deadline:
+        """How long the saga may take from its start. Absent: as long as it takes."""
+
     def __init__(
         self,
         *,
         uid: _builtins.str = ...,
         definition_hash: _builtins.str = ...,
+        deadline: _definition_pb2.Deadline | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition_hash", b"definition_hash", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "definition_hash", b"definition_hash", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,12 +242,17 @@ Global___Created: _TypeAlias = Created  # noqa: Y015
 class StartRequested(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    DUE_US_FIELD_NUMBER: _builtins.int
+    due_us: _builtins.int
+    """When its deadline is, microseconds since 1970-01-01T00:00:00Z; 0: it has none."""
     def __init__(
         self,
+        *,
+        due_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_us", b"due_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,15 +285,19 @@ class Started(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
+    DUE_US_FIELD_NUMBER: _builtins.int
     node: _builtins.str
+    due_us: _builtins.int
+    """When its deadline is, or, of a timer, the instant that it waits for; microseconds since 1970-01-01T00:00:00Z; 0: there is none."""
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
+        due_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_us", b"due_us", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -529,3 +561,54 @@ class BreakpointHit(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BreakpointHit: _TypeAlias = BreakpointHit  # noqa: Y015
+
+@_typing.final
+class AttemptFailed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    SPENT_S_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    attempt: _builtins.int
+    """1 for the first call. Counted together with those of AttemptUnknown."""
+    spent_s: _builtins.float
+    """As in AttemptUnknown."""
+    @_builtins.property
+    def error(self) -> _common_pb2.Error: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        error: _common_pb2.Error | None = ...,
+        spent_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "error", b"error", "node", b"node", "spent_s", b"spent_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptFailed: _TypeAlias = AttemptFailed  # noqa: Y015
+
+@_typing.final
+class DeadlinePassed(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Empty: that of the saga."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadlinePassed: _TypeAlias = DeadlinePassed  # noqa: Y015

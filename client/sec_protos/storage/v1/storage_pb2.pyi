@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from sec_protos.v1 import common_pb2 as _common_pb2
+from sec_protos.v1 import definition_pb2 as _definition_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -52,6 +53,7 @@ class StoredSaga(_message.Message):
     PARAMS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     uid: _builtins.str
     name: _builtins.str
@@ -64,6 +66,8 @@ class StoredSaga(_message.Message):
     def params(self) -> _common_pb2.Payload: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def deadline(self) -> _definition_pb2.Deadline: ...
     def __init__(
         self,
         *,
@@ -74,10 +78,11 @@ class StoredSaga(_message.Message):
         params: _common_pb2.Payload | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         created_us: _builtins.int = ...,
+        deadline: _definition_pb2.Deadline | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "definition_hash", b"definition_hash", "labels", b"labels", "name", b"name", "params", b"params", "saga_id", b"saga_id", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "deadline", b"deadline", "definition_hash", b"definition_hash", "labels", b"labels", "name", b"name", "params", b"params", "saga_id", b"saga_id", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,134 @@
+"""The driver of one saga, by itself: what happens when events come one to a step, while an append is under way."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from sec_model import Definition, OnDeadline, Payload, RetryPolicy, Saga, action, compile_graph
+from sec_model.commands import NodePath, Pause, Resume, SetDeadline
+from waiting_support import until
+
+from sec.core.decide import Begin, Event, Ordered, Ready
+from sec.core.records import Created, Epoch, Fault, OutcomeUnknown, OwnerChanged, Record, SagaId, SecNodeName, StartRequested
+from sec.core.state import SagaState
+from sec.dispatch.calls import Answer, Answered, Call, Unanswered
+from sec.node.driver import SagaDriver
+from sec.store.sagas import SagaHead
+
+A = NodePath("a")
+HOUR = RetryPolicy(initial_backoff_s=3600, max_backoff_s=3600)
+NODE = SecNodeName("n1")
+
+
+@dataclass
+class FakeHost:
+    """Takes one event a step. An append is held while `gate` is shut; the clock stands still until a test moves it."""
+
+    sec_node: SecNodeName = NODE
+    offered: frozenset[str] = frozenset({"step"})
+    clock_us: int = 1_000_000
+    answers: list[Answer] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    written: list[Record] = field(default_factory=list)
+    holding: Callable[[Record], bool] = lambda record: False
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    held: asyncio.Event = field(default_factory=asyncio.Event)
+    fate: list[str] = field(default_factory=list)
+
+    def may_dispatch(self) -> bool:
+        return True
+
+    def draw(self) -> float:
+        return 0.0
+
+    def now_us(self) -> int:
+        return self.clock_us
+
+    def at_most(self, events: list[Event]) -> int:
+        return 1
+
+    async def append(self, driver: SagaDriver, ready: Ready) -> None:
+        if any(self.holding(record) for record in ready.records):
+            self.held.set()
+            await self.gate.wait()
+        self.written += ready.records
+
+    async def wait_for_server(self, action: str) -> None: ...
+
+    async def call(self, call: Call) -> Answer:
+        self.calls.append(call)
+        return self.answers.pop(0) if self.answers else Answered(None if call.phase.value == "undo" else Payload.json(1))
+
+    async def still_owned(self, driver: SagaDriver) -> bool:
+        return True
+
+    def ended(self, driver: SagaDriver) -> None:
+        self.fate.append("ended")
+
+    def lost(self, driver: SagaDriver, reason: str) -> None:
+        self.fate.append(reason)
+
+    def broken(self, driver: SagaDriver, reason: str) -> None:
+        self.fate.append(reason)
+
+    def dispatched(self) -> list[tuple[str, str]]:
+        return [(call.phase.value, call.node) for call in self.calls]
+
+
+def driver_at(host: FakeHost, definition: Definition) -> SagaDriver:
+    """A driver of a saga that has been started."""
+    saga_id = SagaId("s1")
+    state = SagaState(saga_id, compile_graph(definition))
+    for record in (Created("uid", "hash"), StartRequested(), OwnerChanged(Epoch(7), NODE)):
+        state.apply(record)
+    return SagaDriver(SagaHead(saga_id, "uid", "s", "hash", Payload(), {}, 0), state, Epoch(7), host)
+
+
+async def test_a_withheld_do_that_is_hurried_is_not_dispatched_by_a_later_resume() -> None:
+    """The resume is decided in a step of its own, before what came of the hurrying: only the driver knows of that by then."""
+    host = FakeHost(answers=[Unanswered(Fault("no answer"))])
+    driver = driver_at(host, Saga("s").append(action("a", "step", retry=HOUR)).build())
+    driver.post(Begin())
+    await until(lambda: driver.state.tries)
+    driver.post(Ordered("c1", "", Pause("")))
+    driver.post(Ordered("c2", "", SetDeadline(A, OnDeadline.FAIL, due_us=2_000_000)))
+    await until(lambda: A in driver.state.dues)
+    host.holding = lambda record: type(record).__name__ == "DeadlinePassed"
+    host.clock_us = 3_000_000
+    driver.post(Begin())
+    await host.held.wait()
+    driver.post(Ordered("c3", "", Resume()))  # stands in the inbox before the answer to the hurrying does
+    host.gate.set()
+    await until(lambda: host.fate)
+    assert host.fate == ["ended"]
+    assert host.dispatched() == [("do", "a"), ("undo", "a")]
+    assert [type(r).__name__ for r in host.written].count(OutcomeUnknown.__name__) == 1
+
+
+async def test_a_clock_that_was_set_back_makes_a_timer_wait_longer() -> None:
+    """The event loop's clock says that the time is over, the wall clock says that it is not: the wall clock counts."""
+    host = FakeHost()
+    driver = driver_at(host, Saga("s").append(action("a", "step", deadline=0.05)).build())
+    host.offered = frozenset()
+    driver.post(Ordered("c1", "", SetDeadline(A, OnDeadline.FAIL, due_us=1_000_000 + 20_000)))
+    looks: list[int] = []
+    host.now_us = lambda: looks.append(1) or host.clock_us  # type: ignore[method-assign,func-returns-value]
+    await until(lambda: len(looks) > 5)
+    assert A in driver.state.dues
+    host.clock_us += 20_000
+    await until(lambda: host.fate == ["ended"])
+    assert host.calls == []
+
+
+async def test_a_clock_that_was_set_forward_is_noticed_long_before_the_time_that_was_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sec.node.driver.MAX_SLEEP_S", 0.02)
+    host = FakeHost(offered=frozenset())
+    driver = driver_at(host, Saga("s").append(action("a", "step")).build())
+    week_us = 7 * 86_400 * 1_000_000
+    driver.post(Ordered("c1", "", SetDeadline(A, OnDeadline.FAIL, due_us=host.clock_us + week_us)))
+    await until(lambda: A in driver.state.dues)
+    host.clock_us += week_us
+    await until(lambda: host.fate == ["ended"])
