@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test conformance gen check-gen lint format types imports check clean
+.PHONY: help install demo test conformance mutants gen check-gen lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
@@ -39,6 +39,10 @@ test: $(INSTALLED) ## Run the tests; other options: make test ARGS='-n 0 tests/c
 conformance: ARGS :=
 conformance: $(INSTALLED) ## Run every row of the conformance table, and print it; a row without a test fails too: make conformance ARGS=--strict
 	@$(BIN)/python tools/conformance.py $(ARGS)
+
+mutants: ARGS :=
+mutants: $(INSTALLED) ## Break one rule of the core after the other, and show that the tests find it
+	@$(BIN)/python tools/mutants.py $(ARGS)
 
 gen: $(INSTALLED) ## Generate client/sec_protos from protos/, and the diagrams in docs/
 	@$(BIN)/python tools/gen_protos.py

@@ -5,6 +5,7 @@ from itertools import count
 
 import pytest
 from aetcd import rpc
+from hypothesis import Phase, settings
 from store_support import Store
 
 from sec.dev.etcd import EmbeddedEtcd
@@ -13,6 +14,9 @@ from sec.store.kv import Kv
 from sec.store.memory import MemoryEtcd, MemoryKv
 
 _prefixes = count(1)
+
+# For those who only want to know whether there is a failure, not what the smallest one looks like.
+settings.register_profile("no-shrinking", phases=(Phase.explicit, Phase.generate), database=None)
 
 
 @pytest.fixture(scope="session")
