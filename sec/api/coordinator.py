@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import math
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 import grpc
@@ -67,20 +67,13 @@ class Coordinator(ClusterCalls):
         warnings = [
             f'No action server that can be reached offers the action "{name}" now; its nodes will wait.' for name in missing
         ]
-        if request.require_actions and missing:
-            names = ", ".join(f'"{name}"' for name in missing)
-            raise ApiError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "action_not_offered",
-                f'Saga "{saga_id}" was not stored: no action server that can be reached offers {names}.',
-                saga_id=saga_id,
-                hint='Start the action servers ("secctl action list" shows what is offered), or submit without require_actions.',
-                retryable=True,
-            )
         problems = self._fit.problems(request.definition, graph, params)
-        # A saga that is there already is answered as it is, whatever has become of the descriptions of its actions.
-        if problems and not (request.saga_id and await self._exists(saga_id)):
-            raise does_not_fit(saga_id, problems)
+        refused = does_not_fit(saga_id, problems) if problems else None
+        if request.require_actions and missing:
+            refused = _not_offered(saga_id, missing)
+        # A saga that is there already is answered as it is, whatever has become of its actions.
+        if refused is not None and not (request.saga_id and await self._exists(saga_id)):
+            raise refused
         digest = await self._node.definitions.put(definition, graph)
         head = SagaHead(saga_id, secrets.token_hex(8), definition.name, digest, params, labels, wall_clock_us(), deadline)
         submitted = await self._submit(head, graph, start=not request.start_later, give_up=give_up_before(context))
@@ -220,6 +213,18 @@ class Coordinator(ClusterCalls):
             raise CorruptLog(stored.problem)
         graph = await self._node.definitions.graph(stored.head.definition_hash)
         return stored, fold(saga_id, graph, stored.entries)
+
+
+def _not_offered(saga_id: SagaId, missing: Sequence[str]) -> ApiError:
+    names = ", ".join(f'"{name}"' for name in missing)
+    return ApiError(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "action_not_offered",
+        f'Saga "{saga_id}" was not stored: no action server that can be reached offers {names}.',
+        saga_id=saga_id,
+        hint='Start the action servers ("secctl action list" shows what is offered), or submit without require_actions.',
+        retryable=True,
+    )
 
 
 def _wait_response(stored: StoredSaga, state: SagaState) -> pb.WaitSagaResponse:

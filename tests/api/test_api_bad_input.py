@@ -224,6 +224,14 @@ async def test_an_action_that_nobody_offers_is_refused_when_that_is_wished(desk:
     assert desk.written() == 0
 
 
+async def test_a_saga_that_was_stored_before_is_not_refused_for_its_actions(desk: Desk) -> None:
+    """A repeated submit must not fail because an action server has gone meanwhile."""
+    definition = saga(dp.NodeDefinition(name="a", action=dp.ActionNode(action="nobodys")))
+    first = await desk.stub.SubmitSaga(pb.SubmitSagaRequest(saga_id="s1", definition=definition))
+    again = await desk.stub.SubmitSaga(pb.SubmitSagaRequest(saga_id="s1", definition=definition, require_actions=True))
+    assert (first.created, again.created) == (True, False)
+
+
 def deadline_of(node: str = "", **set_deadline: Any) -> cp.Command:
     return cp.Command(set_deadline=cp.SetDeadline(node=node, **set_deadline))
 
