@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import pytest
 from sec_model import Definition, OnDeadline, Payload, RetryPolicy, Saga, action, compile_graph
-from sec_model.commands import NodePath, Pause, Resume, SetDeadline
+from sec_model.commands import InjectRepeat, NodePath, Pause, Phase, Resume, SetDeadline
 from waiting_support import until
 
 from sec.core.decide import Begin, Event, Ordered, Ready
 from sec.core.records import Created, Epoch, Fault, OutcomeUnknown, OwnerChanged, Record, SagaId, SecNodeName, StartRequested
 from sec.core.state import SagaState
-from sec.dispatch.calls import Answer, Answered, Call, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, Unanswered
 from sec.node.driver import SagaDriver
 from sec.store.sagas import SagaHead
 
@@ -35,9 +35,11 @@ class FakeHost:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     held: asyncio.Event = field(default_factory=asyncio.Event)
     fate: list[str] = field(default_factory=list)
+    calls_left: int = 1_000
+    """Before the session is past its deadline."""
 
     def may_dispatch(self) -> bool:
-        return True
+        return len(self.calls) < self.calls_left
 
     def draw(self) -> float:
         return 0.0
@@ -132,3 +134,39 @@ async def test_a_clock_that_was_set_forward_is_noticed_long_before_the_time_that
     await until(lambda: A in driver.state.dues)
     host.clock_us += week_us
     await until(lambda: host.fate == ["ended"])
+
+
+async def test_a_repeated_call_that_meets_a_busy_server_is_not_made_more_often_than_ordered() -> None:
+    done = Answered(Payload.json(1))
+    host = FakeHost(answers=[done, Busy(), done, done])
+    driver = driver_at(host, Saga("s").append(action("a", "step")).build())
+    driver.post(Ordered("c1", "", InjectRepeat(A, Phase.DO, 3)))
+    await until(lambda: host.fate == ["ended"])
+    assert len(host.calls) == 4, "three that were answered, and the busy one"
+
+
+async def test_repeats_end_with_the_session() -> None:
+    """Nothing is dispatched past the session's deadline, not even the rest of a set of calls."""
+    host = FakeHost(calls_left=2)
+    driver = driver_at(host, Saga("s").append(action("a", "step")).build())
+    driver.post(Ordered("c1", "", InjectRepeat(A, Phase.DO, 5)))
+    await until(lambda: not host.may_dispatch())
+    await asyncio.sleep(0)
+    assert (len(host.calls), host.fate) == (2, [])
+
+
+async def test_a_call_has_no_more_time_than_is_left_to_its_node_when_it_begins() -> None:
+    host = FakeHost(offered=frozenset({"step"}))
+    waits = asyncio.Event()
+
+    async def wait_for_server(action: str) -> None:
+        await waits.wait()
+
+    host.wait_for_server = wait_for_server  # type: ignore[method-assign]
+    driver = driver_at(host, Saga("s").append(action("a", "step", deadline=20)).build())
+    driver.post(Begin())
+    await until(lambda: driver.state.in_flight)
+    host.clock_us += 15_000_000
+    waits.set()
+    await until(lambda: host.calls)
+    assert host.calls[0].timeout_s == 5.0
