@@ -165,7 +165,7 @@ class MiniDriver:
         self.calls: dict[int, Dispatch] = {}
         self.hurried: set[int] = set()
         self.given_up: dict[int, None] = {}
-        """Dos that were withheld and then hurried: `NotWaitedFor` is what is to come of them."""
+        """Dos that were hurried and not under way: `NotWaitedFor` is what is to come of them."""
         self.is_waiting: Callable[[Dispatch], bool] = lambda dispatch: dispatch.delay_s > 0
         """Whether a dispatch pauses still, or waits for an action server: then it can be withheld."""
         self.under_way: set[int] = set()
@@ -214,9 +214,10 @@ class MiniDriver:
         for effect in ready.effects[:crash_in_effects]:
             match effect:
                 case Hurry(node):
-                    if node in self.calls:
+                    if node in self.calls and not self.is_waiting(self.calls[node]):
                         self.hurried.add(node)
                     else:
+                        self.calls.pop(node, None)
                         self.given_up[node] = None
                 case Withhold(node):
                     self._withhold(node)
@@ -326,7 +327,7 @@ class MiniDriver:
         return self.calls.pop(node)
 
     def give_up(self, node: int) -> Event:
-        """What comes of a do that was withheld and then hurried."""
+        """What comes of a do that was hurried and not under way."""
         del self.given_up[node]
         return NotWaitedFor(NodePath(self.graph.nodes[node].path))
 
@@ -497,8 +498,6 @@ class RandomRun:
         dispatch = driver.calls[node]
         if dispatch.injected_error:
             return driver.answer(node)
-        if node in driver.hurried and dispatch.delay_s > 0:
-            return driver.lose(node, random.random())
         if random.random() >= self.weather.lost:
             return driver.answer(node)
         self._deliver_unheard(dispatch)

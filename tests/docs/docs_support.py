@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHOWN_ADDRESS = "127.0.0.1:7450"
 """What stands in the pages for the address of an SEC node. The cluster of the tests listens elsewhere."""
-TIMEOUT_S = 60.0
+TIMEOUT_S = 240.0
+"""Of all snippets of a page, each of whose commands is a process of its own; a page has dozens."""
 
 _FENCE = re.compile(r"^```(?P<info>\S[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
-from docs_support import ROOT, SnippetFailed, first_missing, pages, run_scenario, scenario
+from docs_support import ROOT, TIMEOUT_S, SnippetFailed, first_missing, pages, run_scenario, scenario
 
 # Those of examples/ have tests beside the examples' own.
 WITH_SCENARIOS = [page for page in pages() if "examples" not in page.relative_to(ROOT).parts and scenario(page)]
 
 
+@pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.parametrize("page", WITH_SCENARIOS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_snippets_of_a_page_run_and_print_what_it_says(page: Path, tmp_path: Path, sec_addresses: tuple[str, ...]) -> None:
     run_scenario(page, tmp_path, sec_addresses)
