@@ -216,6 +216,7 @@ class MiniDriver:
                 case Hurry(node):
                     if node in self.calls and not self.is_waiting(self.calls[node]):
                         self.hurried.add(node)
+                        self.under_way.add(node)
                     else:
                         self.calls.pop(node, None)
                         self.given_up[node] = None
