@@ -74,9 +74,8 @@ class Busy:
 Answer = Answered | Unanswered | StaleEpoch | NotOffered | Busy
 
 
-async def send(channel: grpc.aio.Channel, server: str, call: Call, max_output_bytes: int) -> Answer:
-    """Makes one call over a channel. Raises nothing but `asyncio.CancelledError`; `server` names the action server in errors."""
-    stub = action_server_pb2_grpc.ActionServerStub(channel)
+async def send(stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str, call: Call, max_output_bytes: int) -> Answer:
+    """Makes one call. Raises nothing but `asyncio.CancelledError`; `server` names the action server in errors."""
     header = action_server_pb2.Call(
         saga_id=call.saga_id,
         saga_uid=call.saga_uid,

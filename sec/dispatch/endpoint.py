@@ -55,6 +55,7 @@ class Endpoint:
             self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         else:
             self._channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        self._stub = action_server_pb2_grpc.ActionServerStub(self._channel)
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"action server {address}")
 
     async def call(self, call: Call) -> Answer:
@@ -62,7 +63,7 @@ class Endpoint:
         self.in_flight += 1
         self._idle.clear()
         try:
-            answer = await send(self._channel, self.address, call, self._max_output_bytes)
+            answer = await send(self._stub, self.address, call, self._max_output_bytes)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
@@ -104,8 +105,7 @@ class Endpoint:
             pause_s = min(MAX_PAUSE_S, pause_s * 2)
 
     async def _describe(self) -> None:
-        stub = action_server_pb2_grpc.ActionServerStub(self._channel)
-        answer = await stub.Describe(action_server_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
+        answer = await self._stub.Describe(action_server_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
         self.server_name = answer.server_name
         self.actions = await self._descriptions.read(answer.actions)
         self._ask_again.clear()

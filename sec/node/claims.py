@@ -12,15 +12,17 @@ from sec.core.records import SagaId, SecNodeName
 from sec.store.keys import Keys, last_segment
 from sec.store.mirror import Change, Mirror
 
-BATCH = 32
+BATCH = 64
 """Sagas claimed at once: their logs come back in one answer, and the first of them should not wait for the last."""
+BATCHES_AT_ONCE = 3
+"""While one is in the store, the sagas of another are folded; more would only hold more logs in memory."""
 
 
-def claim_order(saga_id: SagaId, nodes: Iterable[SecNodeName]) -> list[SecNodeName]:
-    """The nodes in the order in which they should claim a saga: evenly spread, and the same on every node."""
+def in_turn(subject: str, nodes: Iterable[SecNodeName]) -> list[SecNodeName]:
+    """The nodes in the order in which they should see to a saga, or to a dead node: evenly spread, and the same on every node."""
 
     def weight(node: SecNodeName) -> bytes:
-        return hashlib.blake2b(f"{node}\0{saga_id}".encode(), digest_size=8).digest()
+        return hashlib.blake2b(f"{node}\0{subject}".encode(), digest_size=8).digest()
 
     return sorted(nodes, key=weight, reverse=True)
 
@@ -44,7 +46,9 @@ class Claims:
         self._claim = claim
         self._fallback_s = fallback_s
         self._enabled = False
-        self._due: dict[SagaId, None] = {}
+        self._due: dict[SagaId, bool] = {}
+        """What to claim. True: whatever the mirror says."""
+        self._under_way: set[SagaId] = set()
         self._wake = asyncio.Event()
         self._unsubscribe = live.subscribe(self._live_changed)
 
@@ -61,21 +65,43 @@ class Claims:
         self._due.clear()
 
     def claim_now(self, saga_ids: Iterable[SagaId]) -> None:
-        """Claims without waiting for a turn: what a sweep has found."""
-        if self._enabled:
-            self._due.update(dict.fromkeys(saga_ids))
-            self._wake.set()
+        """Claims without waiting for a turn: what a sweep has found. It has read the store, and so may know better than the mirror."""
+        self._put(saga_ids, certain=True)
 
     async def run(self) -> None:
         """Claims what is due, until it is cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._due:
-                batch = list(self._due)[:BATCH]
-                for saga_id in batch:
-                    del self._due[saga_id]
-                await self._claim(batch)
+        free = asyncio.Semaphore(BATCHES_AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._due:
+                    await free.acquire()
+                    batch = self._next_batch()
+                    group.create_task(self._claim_batch(batch)).add_done_callback(lambda _: free.release())
+
+    def _put(self, saga_ids: Iterable[SagaId], *, certain: bool) -> None:
+        if self._enabled:
+            for saga_id in saga_ids:
+                self._due[saga_id] = certain or self._due.get(saga_id, False)
+            self._wake.set()
+
+    def _next_batch(self) -> list[SagaId]:
+        """What is due and still unowned: after a fallback delay, most of it has been taken while it waited here."""
+        batch: list[SagaId] = []
+        while self._due and len(batch) < BATCH:
+            saga_id = next(iter(self._due))
+            certain = self._due.pop(saga_id)
+            if saga_id not in self._under_way and (certain or self.unowned(saga_id)):
+                batch.append(saga_id)
+        return batch
+
+    async def _claim_batch(self, batch: Sequence[SagaId]) -> None:
+        self._under_way.update(batch)
+        try:
+            await self._claim(batch)
+        finally:
+            self._under_way.difference_update(batch)
 
     def unowned(self, saga_id: SagaId) -> bool:
         """An active saga without an owner, as far as the mirror knows."""
@@ -98,12 +124,12 @@ class Claims:
         nodes = [n for n in self._claimers() if n != former]
         if former == self._sec_node or self._sec_node not in nodes:
             nodes.append(self._sec_node)
-        turn = claim_order(saga_id, nodes).index(self._sec_node) if former != self._sec_node else len(nodes) - 1
+        turn = in_turn(saga_id, nodes).index(self._sec_node) if former != self._sec_node else len(nodes) - 1
         if turn == 0:
-            self.claim_now([saga_id])
+            self._put([saga_id], certain=False)
         else:
             asyncio.get_running_loop().call_later(turn * self._fallback_s, self._if_still_unowned, saga_id)
 
     def _if_still_unowned(self, saga_id: SagaId) -> None:
         if self.unowned(saga_id):
-            self.claim_now([saga_id])
+            self._put([saga_id], certain=False)

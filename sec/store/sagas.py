@@ -296,14 +296,15 @@ class SagaStore:
         put = Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease)
         waiting = keys.commands_of(saga_id)
         reads = [*self._reads(saga_id), Get(waiting, prefix_end(waiting))]
-        txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], reads)
+        txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], [Get(keys.owner(saga_id))])
         result = await self._commit(saga_id, txn, give_up)
         epoch = Epoch(result.revision)
         if not result.succeeded:
-            item = _only(result.results[2])
+            item = _only(result.results[0])
             if item is None or item.lease != owner.lease:
                 return None
             epoch = Epoch(item.create_revision)  # an earlier try of ours landed
+            result = await self._commit(saga_id, Txn(then=reads), give_up)
         saga = self._stored(saga_id, result.results, result.revision)
         return Claimed(epoch, saga, self._commands(saga_id, result.results[3]))
 

@@ -11,7 +11,7 @@ from sec_model.commands import Pause, Resume
 from waiting_support import until
 
 from sec.core.records import OwnerChanged, SagaId, Started
-from sec.node.claims import Claims, claim_order
+from sec.node.claims import Claims, in_turn
 from sec.store.mirror import Change
 
 
@@ -235,13 +235,13 @@ async def test_nor_does_a_draining_node_keep_a_saga_that_it_cannot_read() -> Non
 
 def test_claims_are_spread_evenly_and_alike_on_every_node() -> None:
     nodes = [f"n{i}" for i in range(5)]
-    firsts = [claim_order(SagaId(f"s{i}"), nodes)[0] for i in range(5_000)]  # type: ignore[arg-type]
+    firsts = [in_turn(SagaId(f"s{i}"), nodes)[0] for i in range(5_000)]  # type: ignore[arg-type]
     for node in nodes:
         assert 850 < firsts.count(node) < 1_150
-    assert claim_order(SagaId("s"), nodes) == claim_order(SagaId("s"), list(reversed(nodes)))  # type: ignore[arg-type]
+    assert in_turn(SagaId("s"), nodes) == in_turn(SagaId("s"), list(reversed(nodes)))  # type: ignore[arg-type]
     without = [n for n in nodes if n != "n2"]
     for i in range(200):
-        order = claim_order(SagaId(f"s{i}"), nodes)  # type: ignore[arg-type]
-        assert [n for n in order if n != "n2"] == claim_order(SagaId(f"s{i}"), without), (
+        order = in_turn(SagaId(f"s{i}"), nodes)  # type: ignore[arg-type]
+        assert [n for n in order if n != "n2"] == in_turn(SagaId(f"s{i}"), without), (
             "a node that goes changes nothing for the others"
         )  # type: ignore[arg-type]
