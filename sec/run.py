@@ -26,6 +26,8 @@ class NodeConfig:
     settings: Settings
     etcd: EtcdConfig
     tls: TlsFiles | None = None
+    peer_ca: Path | None = None
+    """What the certificates of the other SEC nodes are signed by; None: what those of clients are signed by."""
     action_server_ca: Path | None = None
     """With it action servers are called over TLS, and must show a certificate signed by it."""
     action_server_cert: TlsFiles | None = None
@@ -38,18 +40,27 @@ class NodeConfig:
         key, cert = (ours.key.read_bytes(), ours.cert.read_bytes()) if ours is not None else (None, None)
         return grpc.ssl_channel_credentials(self.action_server_ca.read_bytes(), key, cert)
 
+    def peer_credentials(self) -> grpc.ChannelCredentials | None:
+        """With which this node calls the others: over TLS when it serves over TLS, and with the same certificate."""
+        if self.tls is None:
+            return None
+        ca = self.peer_ca or self.tls.ca
+        return grpc.ssl_channel_credentials(
+            None if ca is None else ca.read_bytes(), self.tls.key.read_bytes(), self.tls.cert.read_bytes()
+        )
+
 
 async def run_node(config: NodeConfig) -> None:
     """Runs an SEC node until SIGTERM or SIGINT, then hands its sagas over. Raises `CannotListen` and `InvalidSettings`."""
     kv = EtcdKv(config.etcd)
     try:
-        node = SecNode(config.settings, kv, random.Random(), config.action_server_credentials())
+        node = SecNode(config.settings, kv, random.Random(), config.action_server_credentials(), config.peer_credentials())
         server = ApiServer(node, config.tls)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, node.stop)
         await server.start()
-        _log.info('SEC node "%s" %s serves on %s.', config.settings.name, __version__, config.settings.advertised)
+        _log.info('SEC node "%s" %s serves on %s.', config.settings.name, __version__, node.address)
         background = [asyncio.create_task(server.run_health()), asyncio.create_task(_warn_of_defects(kv))]
         try:
             await node.run()

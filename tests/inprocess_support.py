@@ -107,7 +107,13 @@ class Cluster:
         self._stack = stack
 
     async def add(
-        self, name: str, *, tls: TlsFiles | None = None, action_servers_tls: grpc.ChannelCredentials | None = None, **settings: Any
+        self,
+        name: str,
+        *,
+        tls: TlsFiles | None = None,
+        action_servers_tls: grpc.ChannelCredentials | None = None,
+        peers_tls: grpc.ChannelCredentials | None = None,
+        **settings: Any,
     ) -> Member:
         """Starts a node and waits until it has joined."""
         kv = MemoryKv(self.etcd, latency_s=0.001)
@@ -118,7 +124,8 @@ class Cluster:
             "sweep_interval_s": 0.5,
             "listen": "127.0.0.1:0",
         }
-        node = SecNode(Settings(SecNodeName(name), **{**given, **settings}), kv, random.Random(name), action_servers_tls)
+        made = Settings(SecNodeName(name), **{**given, **settings})
+        node = SecNode(made, kv, random.Random(name), action_servers_tls, peers_tls)
         api = ApiServer(node, tls)
         await api.start()
         member = Member(node, kv, api, asyncio.create_task(self._run(node, api, kv)))

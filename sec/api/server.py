@@ -1,4 +1,4 @@
-"""The gRPC server of an SEC node: the Coordinator, the standard health service, and reflection."""
+"""The gRPC server of an SEC node: the Coordinator, what the other SEC nodes call, the standard health service, and reflection."""
 
 import asyncio
 from dataclasses import dataclass
@@ -8,9 +8,11 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from sec_protos.internal.v1 import peers_pb2_grpc
 from sec_protos.v1 import coordinator_pb2, coordinator_pb2_grpc
 
 from sec.api.coordinator import Coordinator
+from sec.api.peers import PeerCalls
 from sec.node.node import SecNode
 
 COORDINATOR_SERVICE = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name
@@ -52,6 +54,8 @@ class ApiServer:
         self._health = health.aio.HealthServicer()
         self._coordinator = Coordinator(node)
         coordinator_pb2_grpc.add_CoordinatorServicer_to_server(self._coordinator, self._server)
+        self._peers = PeerCalls(node)
+        peers_pb2_grpc.add_PeersServicer_to_server(self._peers, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (COORDINATOR_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -65,6 +69,8 @@ class ApiServer:
             raise CannotListen(
                 f'SEC node "{node.settings.name}" cannot listen on {listen}: {error}. Is another one running there?'
             ) from error
+        if node.address.endswith(":0"):
+            node.address = f"{node.address.removesuffix(':0')}:{self.port}"
 
     async def start(self) -> None:
         """Begins to answer calls."""
@@ -88,4 +94,5 @@ class ApiServer:
         """Takes no more calls and lets those under way finish within `grace_s`."""
         await self._health.enter_graceful_shutdown()
         self._coordinator.stop_waiting()
+        self._peers.stop_waiting()
         await self._server.stop(grace_s)

@@ -22,7 +22,12 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 @click.option(
     "--listen", default="127.0.0.1:7450", show_default=True, metavar="HOST:PORT", help="Where to serve the Coordinator service."
 )
-@click.option("--advertise", default="", metavar="HOST:PORT", help="Where clients reach this node.  [default: what it listens on]")
+@click.option(
+    "--advertise",
+    default="",
+    metavar="HOST:PORT",
+    help="Where clients and the other SEC nodes reach this node.  [default: what it listens on]",
+)
 @click.option(
     "--etcd",
     default="127.0.0.1:2379",
@@ -55,6 +60,17 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 @click.option("--tls-key", type=PEM_FILE, help="PEM file: its key.")
 @click.option("--tls-client-ca", type=PEM_FILE, help="PEM file: clients must show a certificate signed by these.")
 @click.option(
+    "--peer-ca",
+    type=PEM_FILE,
+    help="PEM file: with --tls-cert, the certificates of the other SEC nodes are signed by these.  [default: --tls-client-ca]",
+)
+@click.option(
+    "--revoke-on-refused/--no-revoke-on-refused",
+    default=True,
+    show_default=True,
+    help="End the session of an SEC node whose connection broke and whose address refuses new ones, instead of waiting for its lease.",
+)
+@click.option(
     "--max-payload", default=256 * 1024, show_default=True, metavar="BYTES", help="Bound of params, outputs and constants."
 )
 @click.option(
@@ -68,7 +84,8 @@ def node(**options: Any) -> None:
     """Runs one SEC node until SIGTERM.
 
     On SIGTERM the node takes no new sagas, hands those that it owns to the other nodes at once, finishes the calls that it is answering,
-    and exits. When it is killed instead, the others take its sagas over when its lease ends (see --lease-ttl).
+    and exits. When it is killed instead, the others notice that its address refuses connections, and take its sagas over at once. When it
+    hangs or is cut off, they do when its lease ends (see --lease-ttl).
 
     It starts without etcd too: it waits, says so in its health (standard gRPC health service), and joins when etcd is there.
 
@@ -108,6 +125,8 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit():
         raise click.UsageError(f'--listen "{listen}" is not of the form HOST:PORT.')
+    if options["peer_ca"] and not options["tls_cert"]:
+        raise click.UsageError("--peer-ca is for nodes that serve over TLS: give --tls-cert and --tls-key too.")
     name = options["name"] or f"{socket.gethostname()}-{port}"
     settings = Settings(
         name=SecNodeName(name),
@@ -117,6 +136,7 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
         lease_ttl_s=options["lease_ttl"],
         store_timeout_s=min(3.0, options["lease_ttl"] / 2),
         action_servers=options["action_servers"],
+        revoke_on_refused=options["revoke_on_refused"],
         limits=Limits(payload_bytes=options["max_payload"]),
     )
     etcd = EtcdConfig(
@@ -133,6 +153,7 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
         settings,
         etcd,
         tls=_tls_files(options, "tls", options["tls_client_ca"]),
+        peer_ca=options["peer_ca"],
         action_server_ca=options["action_server_ca"],
         action_server_cert=_tls_files(options, "action_server", None),
     )

@@ -212,7 +212,7 @@ class DevCluster:
     # what can happen to a node
 
     def kill(self, name: str) -> None:
-        """SIGKILL, and waits for the process to be gone. Its sagas have a dead owner until its lease ends."""
+        """SIGKILL, and waits for the process to be gone. The other nodes see it, and take its sagas over."""
         self._nodes[name].kill()
 
     def pause(self, name: str) -> None:
@@ -236,7 +236,7 @@ class DevCluster:
     def restart(self, name: str) -> None:
         """Starts a node again (kills it first when it runs), and returns when it serves. Raises `NodeNotServing`; the process may be running then.
 
-        The session of a node that was killed stands in the way of the next one of its name until the lease has ended.
+        The session of its last run is ended by the others, or by the node itself.
         """
         wait(self._restarting(self._nodes[name]))
 

@@ -19,11 +19,12 @@ from sec.core.records import SecNodeName
 from sec.dispatch.directory import Directory
 from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
+from sec.node.peers import Peers
 from sec.node.settings import Settings
 from sec.store.commit import GroupCommit
 from sec.store.definitions import DefinitionStore
 from sec.store.keys import Keys, last_segment
-from sec.store.kv import Kv, KvError, Put, Txn, absent
+from sec.store.kv import NO_LEASE, Kv, KvError, LeaseId, Put, Txn, absent
 from sec.store.listing import SagaListing
 from sec.store.mirror import Change, Mirror
 from sec.store.sagas import SagaStore
@@ -38,7 +39,12 @@ class SecNode:
     """One SEC node. `run` it until it is told to `stop`."""
 
     def __init__(
-        self, settings: Settings, kv: Kv, rng: random.Random, action_server_credentials: grpc.ChannelCredentials | None
+        self,
+        settings: Settings,
+        kv: Kv,
+        rng: random.Random,
+        action_server_credentials: grpc.ChannelCredentials | None,
+        peer_credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         settings.check()
         self.settings = settings
@@ -57,7 +63,12 @@ class SecNode:
         )
         self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng)
         self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s)
+        self.peers = Peers(kv, self.keys, self.nodes, settings.name, lambda: self.lease, peer_credentials)
+        self.address = settings.advertised
+        """Where clients and the other SEC nodes reach it. The server says so when it has chosen the port itself."""
         self.session: Session | None = None
+        self.lease: LeaseId = NO_LEASE
+        """Of the session that it holds or is about to hold: set before anybody can see the session's key, and never set to an earlier one again."""
         self._name_was_taken = False
         self._started_us = wall_clock_us()
         self._stopping = asyncio.Event()
@@ -96,6 +107,8 @@ class SecNode:
                 mirrors = (self.live, self.nodes, self.drains, self.registrations)
                 duties = [group.create_task(m.run(), name=f"mirror of {m.prefix.decode()}") for m in mirrors]
                 duties.append(group.create_task(self.owner.run_claims(), name="claims"))
+                if self.settings.revoke_on_refused:
+                    duties.append(group.create_task(self.peers.run(), name="peers"))
                 await self._take_part(mirrors)
                 for duty in duties:
                     duty.cancel()
@@ -122,6 +135,7 @@ class SecNode:
         """Joins the cluster and takes part until the session is lost or the node is told to stop."""
         name = self.settings.name
         async with Session.open(self.kv, ttl_s=self.settings.lease_ttl_s) as session:
+            self.lease = session.lease
             if not await self._announce(session, fresh=True):
                 say = _log.debug if self._name_was_taken else _log.warning  # once, not for every try
                 self._name_was_taken = True
@@ -146,6 +160,7 @@ class SecNode:
                 forget_detach()
                 self.owner.detach()
                 self.session = None
+                self.lease = NO_LEASE
 
     async def _until_drain_changes(self, session: Session) -> None:
         """Takes part, drained or not, until that changes or the session is lost. A drained node does not lead: a leader must be able to claim."""
@@ -170,7 +185,7 @@ class SecNode:
         """Writes who we are, under the session. With `fresh` it answers False when the name is taken."""
         info = coordinator_pb2.SecNode(
             name=self.settings.name,
-            address=self.settings.advertised,
+            address=self.address,
             version=__version__,
             draining=self.draining,
             started_us=self._started_us,
@@ -194,7 +209,14 @@ class SecNode:
             nodes.append(node)
         return nodes
 
-    def _nodes_changed(self, _: Sequence[Change]) -> None:
+    def _nodes_changed(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            gone = change.old if change.new is None else None
+            if self.session is not None and gone is not None and gone.lease == self.session.lease:
+                self.session.lose(f"Its lease {self.session.lease:x} was revoked, as if this node had died.")
+        self._set_claimers()
+
+    def _set_claimers(self) -> None:
         claimers = []
         for key, item in self.nodes.items.items():
             name = SecNodeName(last_segment(key))
@@ -207,7 +229,7 @@ class SecNode:
         self.owner.set_claimers(claimers)
 
     def _drains_changed(self, changes: Sequence[Change]) -> None:
-        self._nodes_changed(changes)
+        self._set_claimers()
         if any(change.key == self.keys.drain(self.settings.name) for change in changes):
             self._drain_changed.set()
 

@@ -45,7 +45,7 @@ class Settings:
     name: SecNodeName
     listen: str = "127.0.0.1:7450"
     advertise: str = ""
-    """Where clients and peers reach it; empty: what it listens on."""
+    """Where clients and the other SEC nodes reach it; empty: what it listens on."""
     prefix: str = "/sec"
     lease_ttl_s: int = 5
     """How long a node that hangs keeps its sagas. etcd's own bound is 2 with its default timings."""
@@ -57,6 +57,9 @@ class Settings:
     """How often the leader looks for unowned sagas that the watches missed."""
     registration_ttl_s: int = 15
     """How long an action server stays known that does not renew its registration."""
+    revoke_on_refused: bool = True
+    """Ends the session of a node whose stream to us broke and whose address refuses connections. Off where that says little about the node
+    itself, since something else answers at the advertised addresses: then a crash is noticed when the lease ends."""
     stop_grace_s: float = 1.0
     """How long calls under way may take when the node stops. Watches last for ever: their clients go on at another node."""
     action_servers: tuple[str, ...] = ()

@@ -16,6 +16,23 @@ from sec.run import NodeConfig
 from sec.store.etcd import EtcdConfig
 
 
+async def test_sec_nodes_show_each_other_the_certificates_that_they_serve_with(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    served = TlsFiles(tmp_path / "server.pem", tmp_path / "server.key", tmp_path / "ca.pem")
+    config = NodeConfig(Settings(SecNodeName("n1")), EtcdConfig(("127.0.0.1:1",)), tls=served)
+    async with cluster() as c:
+        first = await c.add("n1", tls=served, peers_tls=config.peer_credentials())
+        second = await c.add("n2", tls=served, peers_tls=config.peer_credentials())
+        stranger = await c.add("n3", tls=served)
+        await until(lambda: "n2" in {p.name for p in first.node.peers.heard})
+        await until(lambda: {"n1", "n3"} == {p.name for p in second.node.peers.heard})
+        assert not stranger.node.peers.heard
+
+
+def test_without_tls_sec_nodes_call_each_other_without(tmp_path: Path) -> None:
+    assert NodeConfig(Settings(SecNodeName("n1")), EtcdConfig(("127.0.0.1:1",))).peer_credentials() is None
+
+
 async def test_everybody_shows_a_certificate(tmp_path: Path) -> None:
     make_certificates(tmp_path)
     ca, ours = tmp_path / "ca.pem", TlsFiles(tmp_path / "client.pem", tmp_path / "client.key")

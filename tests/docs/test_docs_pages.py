@@ -194,6 +194,7 @@ def test_the_settings_are_those_of_sec_node() -> None:
         ("SEC_NODE_PREFIX", "sec", 'The prefix "sec" must begin'),
         ("SEC_NODE_MAX_PAYLOAD", "1", "The payload limit is 1 bytes"),
         ("SEC_NODE_ETCD_USER", "me", "needs a password"),
+        ("SEC_NODE_PEER_CA", __file__, "--peer-ca is for nodes that serve over TLS"),
         ("SEC_NODE_TLS_CERT", __file__, "--tls-cert and --tls-key go together"),
     ],
 )

@@ -1,0 +1,26 @@
+"""What the other SEC nodes call: who is here, for as long as it is."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from sec_protos.internal.v1 import peers_pb2 as pb
+from sec_protos.internal.v1 import peers_pb2_grpc
+
+from sec.api.answering import Context
+from sec.node.node import SecNode
+
+
+class PeerCalls(peers_pb2_grpc.PeersServicer):
+    """Answers for one SEC node."""
+
+    def __init__(self, node: SecNode) -> None:
+        self._node = node
+        self._stopping = asyncio.Event()
+
+    def stop_waiting(self) -> None:
+        """Ends the streams: the server stops, and the session has been revoked."""
+        self._stopping.set()
+
+    async def Attend(self, request: pb.AttendRequest, context: Context) -> AsyncIterator[pb.AttendResponse]:  # noqa: N802 # the proto's name
+        yield pb.AttendResponse(name=self._node.settings.name, lease_id=self._node.lease)
+        await self._stopping.wait()

@@ -1,0 +1,80 @@
+"""SEC nodes that die and hang, as processes: what is dead is replaced at once, what hangs is left to its lease. No lease ends in these tests."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cluster_support import counting_server
+from sec_client import Definition, Saga, SagaState, action
+from sec_client import aio as sec_aio
+from waiting_support import eventually, until
+
+from sec.core.records import SecNodeName
+from sec.dev.cluster import DevCluster
+from sec.dev.etcd import EmbeddedEtcd
+from sec.node.peers import Connection, connect
+from sec.store.etcd import EtcdKv
+from sec.store.keys import Keys
+from sec.store.kv import Get, LeaseId
+
+PREFIX = "/peers-tests"
+LEASE_TTL_S = 300
+
+
+@pytest.fixture
+async def patient(etcd: EmbeddedEtcd, tmp_path: Path) -> AsyncIterator[DevCluster]:
+    """Two SEC nodes whose leases outlast every test."""
+    options = ["--log-level=debug"]
+    async with DevCluster(
+        tmp_path, nodes=2, etcd_endpoints=etcd.endpoints, prefix=PREFIX, lease_ttl_s=LEASE_TTL_S, extra=options
+    ) as cluster:
+        yield cluster
+
+
+def saga(name: str) -> Definition:
+    return Saga(name).append(action("a", "step")).build()
+
+
+async def lease_of(kv: EtcdKv, name: str) -> LeaseId | None:
+    found = (await kv.get(Get(Keys(PREFIX).node(SecNodeName(name))))).items
+    return found[0].lease if found else None
+
+
+async def test_what_a_killed_node_owned_goes_on_without_its_lease(patient: DevCluster, etcd_kv: EtcdKv) -> None:
+    async with sec_aio.Client([patient.address("sec-1")]) as client, sec_aio.Client([patient.address("sec-2")]) as other:
+        await client.submit(saga("waits"), saga_id="waits-for-a-server")
+
+        async def taken_over() -> bool:
+            return (await other.get("waits-for-a-server")).summary.owner == "sec-2"
+
+        first = await lease_of(etcd_kv, "sec-1")
+        await until(lambda: 'attends SEC node "sec-1"' in patient.log("sec-2").read_text())
+        patient.kill("sec-1")
+        await eventually(taken_over)
+        await patient.restart_async("sec-1")
+        second = await lease_of(etcd_kv, "sec-1")
+        assert second not in (None, first)
+
+        # Nobody is left to see that they are dead: each ends its own last session.
+        patient.kill("sec-1")
+        patient.kill("sec-2")
+        await patient.restart_async("sec-2")
+        await patient.restart_async("sec-1")
+        async with counting_server(patient.addresses, "step") as server:
+            assert (await client.wait("waits-for-a-server", timeout_s=30)).state is SagaState.DONE
+            assert server.effects == {"a": 1}
+
+
+async def test_a_node_that_hangs_is_not_taken_for_dead(patient: DevCluster, etcd_kv: EtcdKv) -> None:
+    lease = await lease_of(etcd_kv, "sec-2")
+    patient.pause("sec-2")
+    try:
+        # It is looked at anew, by a node that has no stream to it: it takes the connection and says nothing.
+        await patient.restart_async("sec-1")
+        await until(lambda: 'SEC node "sec-2" at' in patient.log("sec-1").read_text())
+        assert await connect(patient.address("sec-2")) is Connection.ACCEPTED
+        assert await lease_of(etcd_kv, "sec-2") == lease
+    finally:
+        patient.resume("sec-2")
+    patient.wait_serving("sec-2")
+    assert await lease_of(etcd_kv, "sec-2") == lease, "it goes on where it stood"
