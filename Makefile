@@ -11,11 +11,11 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test conformance mutants gen check-gen lint format types imports check clean
+.PHONY: help install demo test conformance mutants bench-failover gen check-gen lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-15s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## Make .venv and install the project and its tools into it
 
@@ -43,6 +43,10 @@ conformance: $(INSTALLED) ## Run every row of the conformance table, and print i
 mutants: ARGS :=
 mutants: $(INSTALLED) ## Break one rule of the core after the other, and show that the tests find it
 	@$(BIN)/python tools/mutants.py $(ARGS)
+
+bench-failover: ARGS :=
+bench-failover: $(INSTALLED) ## Measure how long sagas stand still when their owner dies, hangs or is drained: make bench-failover ARGS='--kills 3 --many 0'
+	@$(BIN)/python bench/failover.py $(ARGS)
 
 gen: $(INSTALLED) ## Generate client/sec_protos from protos/, and the diagrams in docs/
 	@$(BIN)/python tools/gen_protos.py
