@@ -12,8 +12,10 @@ from sec.core.records import SagaId, SecNodeName
 from sec.store.keys import Keys, last_segment
 from sec.store.mirror import Change, Mirror
 
-BATCH = 64
-"""Sagas claimed at once: their logs come back in one answer, and the first of them should not wait for the last."""
+FIRST_BATCH, MAX_BATCH = 8, 64
+"""Sagas claimed at once, at first and at most: their logs come back in one answer, and the first of them should not wait for the last."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""What the logs of one batch should come to, going by those that were read before."""
 BATCHES_AT_ONCE = 3
 """While one is in the store, the sagas of another are folded; more would only hold more logs in memory."""
 
@@ -28,7 +30,10 @@ def in_turn(subject: str, nodes: Iterable[SecNodeName]) -> list[SecNodeName]:
 
 
 class Claims:
-    """Watches for unowned sagas and calls `claim` with those that this node should take, in batches, while it is `enabled`."""
+    """Watches for unowned sagas and calls `claim` with those that this node should take, in batches, while it is enabled.
+
+    `claim` answers how many bytes of logs it has read.
+    """
 
     def __init__(
         self,
@@ -36,7 +41,7 @@ class Claims:
         keys: Keys,
         live: Mirror,
         claimers: Callable[[], Iterable[SecNodeName]],
-        claim: Callable[[Sequence[SagaId]], Awaitable[None]],
+        claim: Callable[[Sequence[SagaId]], Awaitable[int]],
         fallback_s: float,
     ) -> None:
         self._sec_node = sec_node
@@ -49,6 +54,7 @@ class Claims:
         self._due: dict[SagaId, bool] = {}
         """What to claim. True: whatever the mirror says."""
         self._under_way: set[SagaId] = set()
+        self._batch = FIRST_BATCH
         self._wake = asyncio.Event()
         self._unsubscribe = live.subscribe(self._live_changed)
 
@@ -89,7 +95,7 @@ class Claims:
     def _next_batch(self) -> list[SagaId]:
         """What is due and still unowned: after a fallback delay, most of it has been taken while it waited here."""
         batch: list[SagaId] = []
-        while self._due and len(batch) < BATCH:
+        while self._due and len(batch) < self._batch:
             saga_id = next(iter(self._due))
             certain = self._due.pop(saga_id)
             if saga_id not in self._under_way and (certain or self.unowned(saga_id)):
@@ -99,7 +105,9 @@ class Claims:
     async def _claim_batch(self, batch: Sequence[SagaId]) -> None:
         self._under_way.update(batch)
         try:
-            await self._claim(batch)
+            log_bytes = await self._claim(batch)
+            fitting = BATCH_BYTES * len(batch) // max(1, log_bytes)
+            self._batch = max(1, min(2 * self._batch, fitting, MAX_BATCH))
         finally:
             self._under_way.difference_update(batch)
 

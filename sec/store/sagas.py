@@ -110,6 +110,8 @@ class StoredSaga:
     owner: SecNodeName
     revision: Revision
     problem: str = ""
+    log_bytes: int = 0
+    """How large its log is in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +351,8 @@ class SagaStore:
         except CorruptLog as error:
             problem = f'Saga "{saga_id}" cannot be read. {error}'
         owner = SecNodeName(owner_item.value.decode()) if owner_item is not None else SecNodeName("")
-        return StoredSaga(head, tuple(entries), owner, revision, problem)
+        log_bytes = sum(len(item.value) for item in log.items)
+        return StoredSaga(head, tuple(entries), owner, revision, problem, log_bytes)
 
     def _owned(self, saga_id: SagaId, epoch: Epoch) -> Compare:
         return created_at(self._keys.owner(saga_id), epoch)

@@ -9,7 +9,7 @@ from store_support import put
 from waiting_support import until
 
 from sec.core.records import SagaId, SecNodeName
-from sec.node.claims import BATCH, BATCHES_AT_ONCE, Claims
+from sec.node.claims import BATCH_BYTES, BATCHES_AT_ONCE, FIRST_BATCH, MAX_BATCH, Claims
 from sec.store.keys import Keys
 from sec.store.kv import Delete, Kv, Put, Txn
 from sec.store.mirror import Mirror
@@ -28,13 +28,16 @@ class Store:
     under_way: int = 0
     most: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    log_bytes: int = 1_000
+    """Of each saga."""
 
-    async def claim(self, saga_ids: Sequence[SagaId]) -> None:
+    async def claim(self, saga_ids: Sequence[SagaId]) -> int:
         self.batches.append(list(saga_ids))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         await self.gate.wait()
         self.under_way -= 1
+        return self.log_bytes * len(saga_ids)
 
     @property
     def claimed(self) -> list[SagaId]:
@@ -66,23 +69,37 @@ def names(count: int) -> list[SagaId]:
     return [SagaId(f"s{i}") for i in range(count)]
 
 
-async def test_many_are_claimed_in_batches_of_which_only_some_are_under_way(memory_kv: Kv) -> None:
-    wanted = names((BATCHES_AT_ONCE + 2) * BATCH)
+async def test_many_are_claimed_in_batches_that_grow_and_of_which_only_some_are_under_way(memory_kv: Kv) -> None:
+    wanted = names(10 * MAX_BATCH)
     async with claiming(memory_kv, unowned=wanted) as store:
         await until(lambda: len(store.batches) == BATCHES_AT_ONCE)
+        assert {len(batch) for batch in store.batches} == {FIRST_BATCH}
         store.gate.set()
         await until(lambda: len(store.claimed) == len(wanted))
     assert set(store.claimed) == set(wanted)
-    assert {len(batch) for batch in store.batches} == {BATCH}
+    assert max(len(batch) for batch in store.batches) == MAX_BATCH
     assert store.most == BATCHES_AT_ONCE
 
 
+async def test_where_logs_are_large_batches_are_small(memory_kv: Kv) -> None:
+    wanted = names(BATCHES_AT_ONCE * FIRST_BATCH + 40)
+    async with claiming(memory_kv, unowned=wanted) as store:
+        store.log_bytes = BATCH_BYTES // 2
+        store.gate.set()
+        await until(lambda: len(store.claimed) == len(wanted))
+        assert {len(batch) for batch in store.batches[-10:]} == {2}
+        store.log_bytes = 2 * BATCH_BYTES
+        store.claims.claim_now(names(20))
+        await until(lambda: len(store.claimed) == len(wanted) + 20)
+        assert len(store.batches[-1]) == 1, "and never none"
+
+
 async def test_what_others_have_taken_while_it_waited_is_left_to_them(memory_kv: Kv) -> None:
-    wanted = names((BATCHES_AT_ONCE + 1) * BATCH)
+    wanted = names((BATCHES_AT_ONCE + 1) * FIRST_BATCH)
     async with claiming(memory_kv, unowned=wanted) as store:
         await until(lambda: len(store.batches) == BATCHES_AT_ONCE)
         waiting = sorted(set(wanted) - set(store.claimed))
-        taken = waiting[: BATCH // 2]
+        taken = waiting[: FIRST_BATCH // 2]
         await memory_kv.txn(Txn(then=[Put(KEYS.owner(s), b"n2") for s in taken]))
         await until(lambda: not any(store.claims.unowned(s) for s in taken))
         store.gate.set()
