@@ -33,6 +33,7 @@ from sec.store.kv import (
     Indeterminate,
     KeyValue,
     Kv,
+    KvError,
     KvRefused,
     KvUnavailable,
     LeaseId,
@@ -289,9 +290,27 @@ class SagaStore:
         await self._commit(saga_id, Txn(then=[Delete(self._keys.command(saga_id, command_id))]), give_up)
 
     async def claim(self, saga_ids: Sequence[SagaId], owner: Ownership, give_up: GiveUp) -> dict[SagaId, Claimed]:
-        """Takes active sagas that nobody owns. Those that were taken first by somebody else, or have ended, are not in the answer."""
-        answers = await asyncio.gather(*(self._claim(saga_id, owner, give_up) for saga_id in saga_ids))
-        return {saga_id: claimed for saga_id, claimed in zip(saga_ids, answers, strict=True) if claimed is not None}
+        """Takes active sagas that nobody owns. Those that were taken first by somebody else, or have ended, are not in the answer.
+
+        Raises what the store says when it refuses all of them. When it refuses some, the others are ours.
+        """
+        claims = (self._claim(saga_id, owner, give_up) for saga_id in saga_ids)
+        answers = await asyncio.gather(*claims, return_exceptions=True)
+        claimed: dict[SagaId, Claimed] = {}
+        refusals: list[KvError] = []
+        for saga_id, answer in zip(saga_ids, answers, strict=True):
+            match answer:
+                case Claimed():
+                    claimed[saga_id] = answer
+                case KvError():
+                    refusals.append(answer)
+                case BaseException():
+                    raise answer
+        if refusals and not claimed:
+            raise refusals[0]
+        if refusals:
+            _log.warning("%d sagas could not be claimed; the sweep will see to them: %s", len(refusals), refusals[0])
+        return claimed
 
     async def _claim(self, saga_id: SagaId, owner: Ownership, give_up: GiveUp) -> Claimed | None:
         keys = self._keys

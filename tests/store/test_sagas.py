@@ -183,6 +183,39 @@ class TestAppend:
         assert [(s.saga_id, s.state) for s in found] == [("s1", DONE)]
         assert await desk.sagas.claim([head.saga_id], desk.ownership, NEVER) == {}
 
+    async def test_a_claim_whose_answer_was_lost_is_ours_and_brings_the_saga(self, memory_desk: Desk) -> None:
+        head = await memory_desk.head("s1")
+        await memory_desk.submit(head, owned=False)
+        assert await memory_desk.sagas.command(head.saga_id, "c", b"x", NEVER)
+        kv = memory_desk.kv
+        assert isinstance(kv, MemoryKv)
+        kv.lose_next_answer()
+        (claimed,) = (await memory_desk.sagas.claim([head.saga_id], memory_desk.ownership, NEVER)).values()
+        assert await memory_desk.sagas.owns(head.saga_id, claimed.epoch)
+        assert claimed.saga.head == head
+        assert claimed.saga.entries == (await memory_desk.sagas.load(head.saga_id)).entries
+        assert claimed.saga.log_bytes > 0
+        assert claimed.commands == [("c", b"x")]
+
+    async def test_claims_that_the_store_refuses_do_not_cost_those_beside_them(
+        self, memory_desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        heads = [await memory_desk.head(saga_id) for saga_id in ("s1", "s2")]
+        for head in heads:
+            await memory_desk.submit(head, owned=False)
+        commit = memory_desk.commits.commit
+
+        async def choosy(saga_id: str, txn: Txn) -> TxnResult:
+            if saga_id in refused:
+                raise KvRefused("There is no space left.")
+            return await commit(saga_id, txn)
+
+        monkeypatch.setattr(memory_desk.commits, "commit", choosy)
+        refused = {"s1"}
+        assert list(await memory_desk.sagas.claim([SagaId("s1"), SagaId("s2")], memory_desk.ownership, NEVER)) == ["s2"]
+        with pytest.raises(KvRefused):
+            await memory_desk.sagas.claim([SagaId("s1")], memory_desk.ownership, NEVER)
+
     @pytest.mark.parametrize("landed", [True, False])
     @pytest.mark.parametrize("ended", [True, False])
     async def test_a_lost_answer_is_settled_by_sending_it_again(self, memory_desk: Desk, landed: bool, ended: bool) -> None:
