@@ -117,6 +117,11 @@ class Coordinator(ClusterCalls):
         return pb.CommandSagaResponse()
 
     @answered
+    async def DeleteSaga(self, request: pb.DeleteSagaRequest, context: Context) -> pb.DeleteSagaResponse:  # noqa: N802
+        await self._node.sagas.delete(requests.saga_id(request.saga_id), give_up_before(context))
+        return pb.DeleteSagaResponse()
+
+    @answered
     async def GetSaga(self, request: pb.GetSagaRequest, context: Context) -> pb.GetSagaResponse:  # noqa: N802
         stored = await self._node.sagas.load(requests.saga_id(request.saga_id))
         view = await self._view(stored, request)
@@ -194,17 +199,18 @@ class Coordinator(ClusterCalls):
                 continue
 
     async def _entries(self, saga_id: SagaId, stored: StoredSaga) -> AsyncGenerator[LogEntry, None]:
-        """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again."""
+        """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again; and `SagaNotFound`."""
         for entry in stored.entries:
             yield entry
         prefix = self._node.keys.log(saga_id)
         async with aclosing(self._node.kv.watch(prefix, prefix_end(prefix), start=Revision(stored.revision + 1))) as watch:
             async for batch in watch:
                 for event in batch.events:
-                    if event.kind is EventKind.PUT:
-                        first = int(last_segment(event.item.key), 16)
-                        for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
-                            yield entry
+                    if event.kind is EventKind.DELETE:
+                        raise SagaNotFound(f'Saga "{saga_id}" was deleted.')
+                    first = int(last_segment(event.item.key), 16)
+                    for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
+                        yield entry
 
     async def _load(self, saga_id: SagaId) -> tuple[StoredSaga, SagaState]:
         """Raises `CorruptLog` for a saga that cannot be read."""

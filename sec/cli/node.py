@@ -40,6 +40,22 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     "--lease-ttl", default=5, show_default=True, metavar="SECONDS", help="How long a node that hangs keeps its sagas. At least 2."
 )
 @click.option(
+    "--keep-done",
+    default=7.0,
+    show_default=True,
+    metavar="DAYS",
+    type=click.FloatRange(min=0),
+    help="How long sagas are kept that ended done. 0: for ever.",
+)
+@click.option(
+    "--keep-undone",
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    type=click.FloatRange(min=0),
+    help="How long sagas are kept that ended undone. 0: for ever.",
+)
+@click.option(
     "--action-server",
     "action_servers",
     multiple=True,
@@ -116,6 +132,8 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
         prefix=options["prefix"],
         lease_ttl_s=options["lease_ttl"],
         store_timeout_s=min(3.0, options["lease_ttl"] / 2),
+        keep_done_s=options["keep_done"] * 86_400,
+        keep_undone_s=options["keep_undone"] * 86_400,
         action_servers=options["action_servers"],
         limits=Limits(payload_bytes=options["max_payload"]),
     )

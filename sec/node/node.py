@@ -19,6 +19,7 @@ from sec.core.records import SecNodeName
 from sec.dispatch.directory import Directory
 from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
+from sec.node.retention import Retention
 from sec.node.settings import Settings
 from sec.store.commit import GroupCommit
 from sec.store.definitions import DefinitionStore
@@ -56,7 +57,17 @@ class SecNode:
             self.registrations, settings.action_servers, action_server_credentials, settings.limits.payload_bytes
         )
         self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng)
-        self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s)
+        self.retention = Retention(
+            kv,
+            self.keys,
+            self.sagas,
+            wall_clock_us,
+            keep_done_s=settings.keep_done_s,
+            keep_undone_s=settings.keep_undone_s,
+            at_least_s=settings.sweep_interval_s,
+        )
+        duties = (self.retention.run,)
+        self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s, duties)
         self.session: Session | None = None
         self._name_was_taken = False
         self._started_us = wall_clock_us()

@@ -154,7 +154,7 @@ class Owner:
 
         async def write(written: tuple[Record, ...], summary: Summary, owner: Ownership | None) -> Submitted:
             taken_up = [record.command_id for record in written if isinstance(record, Commanded)]
-            return await self._sagas.start(saga_id, first_sequence, written, summary, owner, give_up, taken_up)
+            return await self._sagas.start(stored, first_sequence, written, summary, owner, give_up, taken_up)
 
         await self._begin(stored.head, state, (requested,), write, orders)
 

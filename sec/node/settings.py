@@ -1,5 +1,6 @@
 """All settings of an SEC node, with their defaults and reasons, checked together when the node starts."""
 
+import math
 from dataclasses import dataclass, field
 
 from sec.core.records import SecNodeName
@@ -55,6 +56,10 @@ class Settings:
     """How long the next node in line waits for the one that should claim an orphan."""
     sweep_interval_s: float = 5.0
     """How often the leader looks for unowned sagas that the watches missed."""
+    keep_done_s: float = 7 * 86_400.0
+    """How long a saga that ended done is kept; 0: for ever."""
+    keep_undone_s: float = 30 * 86_400.0
+    """How long one that ended undone is kept, which somebody may still want to ask about; 0: for ever."""
     registration_ttl_s: int = 15
     """How long an action server stays known that does not renew its registration."""
     stop_grace_s: float = 1.0
@@ -88,6 +93,9 @@ class Settings:
                 f"The sweep interval is {self.sweep_interval_s} s; it must be at least twice the claim fallback ({self.claim_fallback_s} s), "
                 "or the leader takes what others are about to claim."
             )
+        for what, keep_s in (("done", self.keep_done_s), ("undone", self.keep_undone_s)):
+            if not 0 <= keep_s < math.inf:
+                problems.append(f"Sagas that are {what} are to be kept for {keep_s} s; it must be 0 (for ever) or more.")
         if self.registration_ttl_s < 3:
             problems.append(f"The registration TTL is {self.registration_ttl_s} s; it must be at least 3.")
         if problems:
