@@ -40,6 +40,14 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     "--lease-ttl", default=5, show_default=True, metavar="SECONDS", help="How long a node that hangs keeps its sagas. At least 2."
 )
 @click.option(
+    "--stall-limit",
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="The node is NOT_SERVING when sagas wait for it for longer.",
+)
+@click.option(
     "--keep-done",
     default=7.0,
     show_default=True,
@@ -132,6 +140,7 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
         prefix=options["prefix"],
         lease_ttl_s=options["lease_ttl"],
         store_timeout_s=min(3.0, options["lease_ttl"] / 2),
+        stall_limit_s=options["stall_limit"],
         keep_done_s=options["keep_done"] * 86_400,
         keep_undone_s=options["keep_undone"] * 86_400,
         action_servers=options["action_servers"],

@@ -17,6 +17,7 @@ from sec_protos.v1 import coordinator_pb2
 from sec import __version__
 from sec.core.records import SecNodeName
 from sec.dispatch.directory import Directory
+from sec.node.health import Progress
 from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
 from sec.node.retention import Retention
@@ -68,6 +69,7 @@ class SecNode:
         )
         duties = (self.retention.run,)
         self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s, duties)
+        self.progress = Progress(settings.name, self.owner.drivers_now, self.commits, settings.stall_limit_s)
         self.session: Session | None = None
         self._name_was_taken = False
         self._started_us = wall_clock_us()
@@ -88,8 +90,19 @@ class SecNode:
 
     @property
     def serving(self) -> bool:
-        """It holds a session and takes sagas."""
-        return self.owner.may_dispatch() and not self.draining
+        """It holds a session, takes sagas, and brings them forward."""
+        return not self.trouble
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not serve, as sentences; empty when it does."""
+        if self.stopping:
+            return "It is about to stop."
+        if self.draining:
+            return "It is drained."
+        if not self.owner.may_dispatch():
+            return "It holds no session: etcd does not answer in time, or another SEC node has its name."
+        return self.progress.trouble
 
     def stop(self) -> None:
         """Lets `run` hand everything over and return."""
@@ -107,6 +120,7 @@ class SecNode:
                 mirrors = (self.live, self.nodes, self.drains, self.registrations)
                 duties = [group.create_task(m.run(), name=f"mirror of {m.prefix.decode()}") for m in mirrors]
                 duties.append(group.create_task(self.owner.run_claims(), name="claims"))
+                duties.append(group.create_task(self.progress.run(), name="progress"))
                 await self._take_part(mirrors)
                 for duty in duties:
                     duty.cancel()
@@ -202,6 +216,8 @@ class SecNode:
             node = coordinator_pb2.SecNode.FromString(item.value)
             node.draining = node.draining or self.keys.drain(SecNodeName(node.name)) in self.drains.items
             node.owned_sagas = owned.get(node.name, 0)
+            if node.name == self.settings.name:
+                node.trouble = self.trouble
             nodes.append(node)
         return nodes
 

@@ -106,6 +106,10 @@ class Owner:
         """The SEC nodes that take sagas now."""
         self._nodes = tuple(nodes)
 
+    def drivers_now(self) -> list[SagaDriver]:
+        """The drivers of the sagas that it owns now."""
+        return list(self.drivers.values())
+
     async def run_claims(self) -> None:
         """Claims unowned sagas until it is cancelled."""
         await self._claims.run()

@@ -56,6 +56,8 @@ class Settings:
     """How long the next node in line waits for the one that should claim an orphan."""
     sweep_interval_s: float = 5.0
     """How often the leader looks for unowned sagas that the watches missed."""
+    stall_limit_s: float = 10.0
+    """A node says that it does not serve when what it has to do next has waited for longer than this."""
     keep_done_s: float = 7 * 86_400.0
     """How long a saga that ended done is kept; 0: for ever."""
     keep_undone_s: float = 30 * 86_400.0
@@ -92,6 +94,11 @@ class Settings:
             problems.append(
                 f"The sweep interval is {self.sweep_interval_s} s; it must be at least twice the claim fallback ({self.claim_fallback_s} s), "
                 "or the leader takes what others are about to claim."
+            )
+        if self.stall_limit_s < 2 * self.store_timeout_s:
+            problems.append(
+                f"The stall limit is {self.stall_limit_s} s; it must be at least twice the store timeout ({self.store_timeout_s} s), "
+                "or one lost answer makes the node look unwell."
             )
         for what, keep_s in (("done", self.keep_done_s), ("undone", self.keep_undone_s)):
             if not 0 <= keep_s < math.inf:

@@ -24,6 +24,7 @@ class _Waiting:
     txn: Txn
     size: int
     ops: int
+    since: float
     answer: "asyncio.Future[TxnResult]"
 
 
@@ -42,6 +43,11 @@ class GroupCommit:
         """Transactions that wait for a place."""
         return len(self._waiting)
 
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the first of them has waited, by the event loop's clock; None when there is none."""
+        return self._waiting[0].since if self._waiting else None
+
     async def commit(self, saga_id: str, txn: Txn) -> TxnResult:
         """Carries out a transaction on keys of one saga. Its `revision` is that of the whole bundle.
 
@@ -49,8 +55,9 @@ class GroupCommit:
         """
         ops = max(len(txn.compares), len(txn.then), len(txn.otherwise))
         assert ops <= MAX_OPS_PER_SAGA
-        answer: asyncio.Future[TxnResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(saga_id, txn, _size(txn), ops, answer))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[TxnResult] = loop.create_future()
+        self._waiting.append(_Waiting(saga_id, txn, _size(txn), ops, loop.time(), answer))
         self._schedule()
         return await answer
 

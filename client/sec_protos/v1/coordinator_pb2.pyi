@@ -971,6 +971,7 @@ class SecNode(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     OWNED_SAGAS_FIELD_NUMBER: _builtins.int
     STARTED_US_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     """Where it serves this service, as it advertises it."""
@@ -981,6 +982,10 @@ class SecNode(_message.Message):
     owned_sagas: _builtins.int
     """Sagas that it owns."""
     started_us: _builtins.int
+    trouble: _builtins.str
+    """Why it does not serve, as sentences: it is drained, say, or sagas wait for it for too long. Empty when it serves. Known of the node that
+    answered only.
+    """
     def __init__(
         self,
         *,
@@ -991,10 +996,11 @@ class SecNode(_message.Message):
         draining: _builtins.bool = ...,
         owned_sagas: _builtins.int = ...,
         started_us: _builtins.int = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "leader", b"leader", "name", b"name", "owned_sagas", b"owned_sagas", "started_us", b"started_us", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "leader", b"leader", "name", b"name", "owned_sagas", b"owned_sagas", "started_us", b"started_us", "trouble", b"trouble", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
