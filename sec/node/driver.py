@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 MAX_SLEEP_S = 3600.0
-"""Between two looks at the clock: the wall clock can be set, and the event loop's does not follow it."""
+"""An alarm is set for so long at most. That the wall clock was set is seen by `look_again`."""
 
 MIN_TIMEOUT_S = 0.001
 """Of a call that is made in the last moment before a deadline."""
@@ -264,6 +264,7 @@ class SagaDriver:
                     in_flight.task = asyncio.get_running_loop().create_task(
                         self._dispatch(in_flight, effect), name=f"{self.saga_id}/{in_flight.path}"
                     )
+                    in_flight.task.add_done_callback(self._dispatch_ended)
             case Hurry(node):
                 self._hurry(node)
             case Withhold(node):
@@ -293,6 +294,14 @@ class SagaDriver:
             if in_flight.task is not None:
                 in_flight.task.cancel()
             del self._in_flight[node]
+
+    def _dispatch_ended(self, dispatch: "asyncio.Task[None]") -> None:
+        """A dispatch that ended by a fault of ours brings no event, and so would leave its saga standing still without a word."""
+        if dispatch.cancelled() or self.closed or (error := dispatch.exception()) is None:
+            return
+        _log.error('A dispatch of saga "%s" failed.', self.saga_id, exc_info=error)
+        self.shut()
+        self._host.broken(self, f'A dispatch of saga "{self.saga_id}" failed: {error!r}')
 
     async def _dispatch(self, in_flight: _InFlight, dispatch: Dispatch) -> None:
         """One dispatch, from its pause to its answer."""

@@ -22,6 +22,7 @@ from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
 from sec.node.retention import Retention
 from sec.node.settings import Settings
+from sec.node.sweep import Sweep
 from sec.store.commit import GroupCommit
 from sec.store.definitions import DefinitionStore
 from sec.store.keys import Keys, last_segment
@@ -51,9 +52,9 @@ class SecNode:
         self.definitions = DefinitionStore(kv, self.keys)
         self.listing = SagaListing(kv, self.keys)
         self.live = Mirror(kv, self.keys.live)
-        self.nodes = Mirror(kv, self.keys.nodes)
-        self.drains = Mirror(kv, self.keys.drains)
-        self.registrations = Mirror(kv, self.keys.servers)
+        self.nodes = Mirror(kv, self.keys.nodes, check_s=settings.sweep_interval_s)
+        self.drains = Mirror(kv, self.keys.drains, check_s=settings.sweep_interval_s)
+        self.registrations = Mirror(kv, self.keys.servers, check_s=settings.sweep_interval_s)
         self.directory = Directory(
             self.registrations, settings.action_servers, action_server_credentials, settings.limits.payload_bytes
         )
@@ -69,6 +70,7 @@ class SecNode:
         )
         duties = (self.retention.run,)
         self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s, duties)
+        self.sweep = Sweep(kv, self.keys, self.live, self.owner, settings.sweep_interval_s)
         self.progress = Progress(settings.name, self.owner.drivers_now, self.commits, settings.stall_limit_s)
         self.session: Session | None = None
         self._name_was_taken = False
@@ -121,6 +123,7 @@ class SecNode:
                 duties = [group.create_task(m.run(), name=f"mirror of {m.prefix.decode()}") for m in mirrors]
                 duties.append(group.create_task(self.owner.run_claims(), name="claims"))
                 duties.append(group.create_task(self.progress.run(), name="progress"))
+                duties.append(group.create_task(self.sweep.run(), name="sweep"))
                 await self._take_part(mirrors)
                 for duty in duties:
                     duty.cancel()

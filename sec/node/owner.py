@@ -26,7 +26,7 @@ from sec.node.settings import Settings
 from sec.store.definitions import DefinitionStore
 from sec.store.errors import Fenced, WrongState
 from sec.store.keys import Keys
-from sec.store.kv import KvError, LeaseNotFound
+from sec.store.kv import KeyValue, KvError, LeaseNotFound
 from sec.store.mirror import Mirror
 from sec.store.sagas import Claimed, GiveUp, Ownership, SagaHead, SagaStore, Submitted
 from sec.store.session import Session
@@ -66,7 +66,7 @@ class Owner:
         self._session: Session | None = None
         self._nodes: Iterable[SecNodeName] = ()
         self._notes: set[asyncio.Task[None]] = set()
-        self._orders = Orders(keys, live, self._order)
+        self._orders = Orders(keys, live, self.deliver)
         self._claims = Claims(settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s)
         directory.subscribe(self._offers_changed)
 
@@ -109,6 +109,18 @@ class Owner:
     def drivers_now(self) -> list[SagaDriver]:
         """The drivers of the sagas that it owns now."""
         return list(self.drivers.values())
+
+    def lacks_driver(self, saga_id: SagaId, owner: KeyValue) -> bool:
+        """Whether a saga, by its owner key, is ours under the present session, and nothing is done with it."""
+        session = self._session
+        return (
+            session is not None and owner.lease == session.lease and saga_id not in self.drivers and saga_id not in self.unreadable
+        )
+
+    async def release(self, sagas: Sequence[tuple[SagaId, Epoch]]) -> None:
+        """Lets others claim sagas that are ours and have no driver."""
+        if self._session is not None:
+            await self._release(self._session, sagas)
 
     async def run_claims(self) -> None:
         """Claims unowned sagas until it is cancelled."""
@@ -282,7 +294,8 @@ class Owner:
     def _give_up(session: Session) -> GiveUp:
         return lambda: not session.alive()
 
-    def _order(self, saga_id: SagaId, ordered: Ordered) -> None:
+    def deliver(self, saga_id: SagaId, ordered: Ordered) -> None:
+        """Hands a command to the driver of its saga, if that is here. Twice is once."""
         driver, session = self.drivers.get(saga_id), self._session
         if driver is None or session is None:
             return

@@ -55,7 +55,7 @@ class Settings:
     claim_fallback_s: float = 0.5
     """How long the next node in line waits for the one that should claim an orphan."""
     sweep_interval_s: float = 5.0
-    """How often the leader looks for unowned sagas that the watches missed."""
+    """How often the leader looks for unowned sagas that the watches missed, and each node for events of its own sagas that were missed."""
     stall_limit_s: float = 10.0
     """A node says that it does not serve when what it has to do next has waited for longer than this."""
     keep_done_s: float = 7 * 86_400.0
