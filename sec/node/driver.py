@@ -138,6 +138,7 @@ class SagaDriver:
         self._in_flight: dict[int, _InFlight] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._wake_at_us = 0
+        self._quiet_since = asyncio.get_running_loop().time()
 
     @property
     def saga_id(self) -> SagaId:
@@ -165,6 +166,16 @@ class SagaDriver:
         if self._deciding_since is not None:
             return self._deciding_since
         return self._inbox_since if self._inbox else None
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the saga only waits (for a timer, a signal, an operator, a pause before a retry, an action server), by the event loop's
+        clock. None: it is at work, and another owner would have to make calls again."""
+        if self.closed or self._step is not None or self._inbox:
+            return None
+        if any(each.stage in (_Stage.CALLING, _Stage.ANSWERED) for each in self._in_flight.values()):
+            return None
+        return self._quiet_since
 
     def look_again(self) -> None:
         """Takes a step if one is due that no event has brought about: an offer or an alarm was missed, or the wall clock was set."""
@@ -229,6 +240,7 @@ class SagaDriver:
         finally:
             self._step = None
             self._deciding_since = None
+            self._quiet_since = asyncio.get_running_loop().time()
 
     def run_effects(self, ready: Ready) -> None:
         """Runs the effects of a step whose records are durable and applied."""

@@ -20,6 +20,7 @@ from sec.dispatch.directory import Directory
 from sec.node.health import Progress
 from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
+from sec.node.rebalance import OwnedCounts, Rebalance
 from sec.node.retention import Retention
 from sec.node.settings import Settings
 from sec.node.sweep import Sweep
@@ -54,11 +55,23 @@ class SecNode:
         self.live = Mirror(kv, self.keys.live)
         self.nodes = Mirror(kv, self.keys.nodes, check_s=settings.sweep_interval_s)
         self.drains = Mirror(kv, self.keys.drains, check_s=settings.sweep_interval_s)
+        self.wishes = Mirror(kv, self.keys.wishes, check_s=settings.sweep_interval_s)
         self.registrations = Mirror(kv, self.keys.servers, check_s=settings.sweep_interval_s)
         self.directory = Directory(
             self.registrations, settings.action_servers, action_server_credentials, settings.limits.payload_bytes
         )
-        self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng)
+        self.counts = OwnedCounts(self.keys, self.live)
+        self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng, self.counts)
+        self.rebalance = Rebalance(
+            kv,
+            self.keys,
+            settings.name,
+            self.nodes,
+            self.wishes,
+            lambda: {node: self.counts.of(node) for node in self.claimers()},
+            self.owner.give_away,
+            settings.sweep_interval_s,
+        )
         self.retention = Retention(
             kv,
             self.keys,
@@ -68,7 +81,7 @@ class SecNode:
             keep_undone_s=settings.keep_undone_s,
             at_least_s=settings.sweep_interval_s,
         )
-        duties = (self.retention.run,)
+        duties = (self.retention.run, self.rebalance.run)
         self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s, duties)
         self.sweep = Sweep(kv, self.keys, self.live, self.owner, settings.sweep_interval_s)
         self.progress = Progress(settings.name, self.owner.drivers_now, self.commits, settings.stall_limit_s)
@@ -119,7 +132,7 @@ class SecNode:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                mirrors = (self.live, self.nodes, self.drains, self.registrations)
+                mirrors = (self.live, self.nodes, self.drains, self.wishes, self.registrations)
                 duties = [group.create_task(m.run(), name=f"mirror of {m.prefix.decode()}") for m in mirrors]
                 duties.append(group.create_task(self.owner.run_claims(), name="claims"))
                 duties.append(group.create_task(self.progress.run(), name="progress"))
@@ -209,22 +222,18 @@ class SecNode:
 
     def known_nodes(self) -> list[coordinator_pb2.SecNode]:
         """The SEC nodes that hold a session, by name, with the number of sagas that each owns."""
-        owned: dict[str, int] = {}
-        for key, item in self.live.items.items():
-            if key.startswith(self.keys.owners):
-                name = item.value.decode()
-                owned[name] = owned.get(name, 0) + 1
         nodes = []
         for _, item in sorted(self.nodes.items.items()):
             node = coordinator_pb2.SecNode.FromString(item.value)
             node.draining = node.draining or self.keys.drain(SecNodeName(node.name)) in self.drains.items
-            node.owned_sagas = owned.get(node.name, 0)
+            node.owned_sagas = self.counts.of(SecNodeName(node.name))
             if node.name == self.settings.name:
                 node.trouble = self.trouble
             nodes.append(node)
         return nodes
 
-    def _nodes_changed(self, _: Sequence[Change]) -> None:
+    def claimers(self) -> list[SecNodeName]:
+        """The SEC nodes that take sagas now."""
         claimers = []
         for key, item in self.nodes.items.items():
             name = SecNodeName(last_segment(key))
@@ -234,7 +243,10 @@ class SecNode:
                 continue
             if not draining and self.keys.drain(name) not in self.drains.items:
                 claimers.append(name)
-        self.owner.set_claimers(claimers)
+        return claimers
+
+    def _nodes_changed(self, _: Sequence[Change]) -> None:
+        self.owner.set_claimers(self.claimers())
 
     def _drains_changed(self, changes: Sequence[Change]) -> None:
         self._nodes_changed(changes)

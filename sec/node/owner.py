@@ -22,6 +22,7 @@ from sec.dispatch.directory import Directory
 from sec.node.claims import Claims
 from sec.node.driver import SagaDriver
 from sec.node.orders import MAX_PER_STEP, Orders, read_orders
+from sec.node.rebalance import OwnedCounts
 from sec.node.settings import Settings
 from sec.store.definitions import DefinitionStore
 from sec.store.errors import Fenced, WrongState
@@ -54,6 +55,7 @@ class Owner:
         directory: Directory,
         live: Mirror,
         rng: random.Random,
+        counts: OwnedCounts,
     ) -> None:
         self.drivers: dict[SagaId, SagaDriver] = {}
         self.unreadable: dict[SagaId, Epoch] = {}
@@ -67,7 +69,9 @@ class Owner:
         self._nodes: Iterable[SecNodeName] = ()
         self._notes: set[asyncio.Task[None]] = set()
         self._orders = Orders(keys, live, self.deliver)
-        self._claims = Claims(settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s)
+        self._claims = Claims(
+            settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s, counts.below_the_mean
+        )
         directory.subscribe(self._offers_changed)
 
     # the session
@@ -101,6 +105,22 @@ class Owner:
         await asyncio.gather(*(driver.close() for driver in drivers.values()))
         await self._release(session, ours)
         _log.info('SEC node "%s" handed over %d sagas.', self._settings.name, len(drivers))
+
+    def give_away(self, count: int) -> None:
+        """Lets others claim up to so many sagas: those that have only waited for longest. A saga that is at work is not among them."""
+        session = self._session
+        if session is None:
+            return
+        latest = asyncio.get_running_loop().time() - self._settings.sweep_interval_s
+        idle = [(since, d) for d in self.drivers.values() if (since := d.idle_since) is not None and since <= latest]
+        idle.sort(key=lambda each: each[0])
+        given = [driver for _, driver in idle[:count]]
+        for driver in given:
+            self._forget(driver)
+            driver.shut()
+        if given:
+            _log.info('SEC node "%s" gives %d sagas away, to nodes that own fewer.', self._settings.name, len(given))
+            self._note(self._release(session, [(driver.saga_id, driver.epoch) for driver in given]))
 
     def set_claimers(self, nodes: Iterable[SecNodeName]) -> None:
         """The SEC nodes that take sagas now."""

@@ -3,6 +3,7 @@
     <prefix>/v1/cluster/node/<name>          an SEC node that holds a session (leased)
     <prefix>/v1/cluster/leader/...           the election
     <prefix>/v1/cluster/drain/<name>         an operator wants the node drained
+    <prefix>/v1/cluster/wish/<name>          how many sagas the leader wants the node to give away (leased to that node)
     <prefix>/v1/cluster/server/<instance>    an action server that registered itself (leased)
     <prefix>/v1/00/definition/<hash>         definitions, by content
     <prefix>/v1/00/saga/<id>                 what a saga was submitted with
@@ -54,6 +55,13 @@ class Keys:
 
     def drain(self, name: SecNodeName) -> bytes:
         return self.drains + name.encode()
+
+    @property
+    def wishes(self) -> bytes:
+        return self._cluster("wish/")
+
+    def wish(self, name: SecNodeName) -> bytes:
+        return self.wishes + name.encode()
 
     @property
     def servers(self) -> bytes:
