@@ -74,9 +74,17 @@ class Coordinator(ClusterCalls):
         # A saga that is there already is answered as it is, whatever has become of its actions.
         if refused is not None and not (request.saga_id and await self._exists(saga_id)):
             raise refused
-        digest = await self._node.definitions.put(definition, graph)
-        head = SagaHead(saga_id, secrets.token_hex(8), definition.name, digest, params, labels, wall_clock_us(), deadline)
-        submitted = await self._submit(head, graph, start=not request.start_later, give_up=give_up_before(context))
+        uid, give_up = secrets.token_hex(8), give_up_before(context)
+
+        async def submit() -> Submitted:
+            digest = await self._node.definitions.put(definition, graph)
+            head = SagaHead(saga_id, uid, definition.name, digest, params, labels, wall_clock_us(), deadline)
+            return await self._submit(head, graph, start=not request.start_later, give_up=give_up)
+
+        try:
+            submitted = await submit()
+        except WrongState:
+            submitted = await submit()
         if not submitted.created and not request.start_later:
             warnings = []
         return pb.SubmitSagaResponse(saga_id=saga_id, created=submitted.created, warnings=warnings)
@@ -92,7 +100,7 @@ class Coordinator(ClusterCalls):
         try:
             return await self._node.owner.submit(head, graph, start=start, give_up=give_up)
         except WrongState:
-            # The store lost the definition since we cached it.
+            # No saga used the definition any more since we cached it, and so it was removed: it has to be stored again.
             self._node.definitions.forget(head.definition_hash)
             raise
 

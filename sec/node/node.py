@@ -17,6 +17,7 @@ from sec_protos.v1 import coordinator_pb2
 from sec import __version__
 from sec.core.records import SecNodeName
 from sec.dispatch.directory import Directory
+from sec.node.definition_sweep import DefinitionSweep
 from sec.node.health import Progress
 from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
@@ -81,7 +82,8 @@ class SecNode:
             keep_undone_s=settings.keep_undone_s,
             at_least_s=settings.sweep_interval_s,
         )
-        duties = (self.retention.run, self.rebalance.run)
+        self.definition_sweep = DefinitionSweep(kv, self.keys, self.sagas)
+        duties = (self.retention.run, self.definition_sweep.run, self.rebalance.run)
         self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s, duties)
         self.sweep = Sweep(kv, self.keys, self.live, self.owner, settings.sweep_interval_s)
         self.progress = Progress(settings.name, self.owner.drivers_now, self.commits, settings.stall_limit_s)

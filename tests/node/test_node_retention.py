@@ -2,29 +2,22 @@
 
 import pytest
 from inprocess_support import Cluster, World, chain, cluster
+from node_support import leadership
 from sec_client import SagaNotFound, SagaState
 from sec_client.aio import Client
 from sec_protos.v1 import coordinator_pb2
-from waiting_support import eventually, until
+from waiting_support import eventually
 
 from sec.core.records import SagaId
 from sec.node.retention import PAGE, Retention
 from sec.store.election import Leadership
-from sec.store.kv import Get, Revision, prefix_end
+from sec.store.kv import Revision
 
 DAY_US = 86_400 * 1_000_000
 
 
 async def ids(client: Client) -> set[str]:
     return {summary.saga_id async for summary in client.list()}
-
-
-async def leadership(c: Cluster) -> Leadership:
-    """The proof of the node that leads."""
-    node = c.members["n1"].node
-    await until(lambda: node.leader.leading)
-    [key] = (await node.kv.get(Get(node.keys.election, prefix_end(node.keys.election)))).items
-    return Leadership(key.key, key.create_revision)
 
 
 def retention(c: Cluster, now_us: list[int], **keep_s: float) -> Retention:

@@ -168,6 +168,7 @@ class SagaSummary(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     PAUSE_REASON_FIELD_NUMBER: _builtins.int
+    DEFINITION_HASH_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     name: _builtins.str
     """The name of its definition."""
@@ -180,6 +181,8 @@ class SagaSummary(_message.Message):
     paused: _builtins.bool
     """An operator or a breakpoint holds it: nothing new is dispatched."""
     pause_reason: _builtins.str
+    definition_hash: _builtins.str
+    """What it was made from; see Saga."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -199,10 +202,11 @@ class SagaSummary(_message.Message):
         error: Global___NodeError | None = ...,
         paused: _builtins.bool = ...,
         pause_reason: _builtins.str = ...,
+        definition_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "ended_us", b"ended_us", "error", b"error", "labels", b"labels", "name", b"name", "owner", b"owner", "pause_reason", b"pause_reason", "paused", b"paused", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "definition_hash", b"definition_hash", "ended_us", b"ended_us", "error", b"error", "labels", b"labels", "name", b"name", "owner", b"owner", "pause_reason", b"pause_reason", "paused", b"paused", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
