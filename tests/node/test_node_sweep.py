@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from inprocess_support import World, chain, cluster
@@ -109,3 +110,28 @@ async def test_a_dispatch_that_ends_by_a_fault_of_ours_is_not_silent(monkeypatch
             return str(summary.error) if summary.state is SagaState.CORRUPT else ""
 
         assert "A dispatch of saga \"s1\" failed: RuntimeError('a fault of ours')" in await eventually(why)
+
+
+async def test_a_saga_whose_submit_is_cut_off_behind_its_transaction_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller has gone, and with it the call that would have given the saga to a driver."""
+    world = World()
+    async with cluster("n1") as c, c.client() as client:
+        await c.serve(world.server())
+        sagas = c.members["n1"].node.sagas
+        submit, written, cut_off = sagas.submit, asyncio.Event(), asyncio.Event()
+
+        async def held(*args: Any, **kwargs: Any) -> None:
+            await submit(*args, **kwargs)
+            written.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cut_off.set()
+
+        monkeypatch.setattr(sagas, "submit", held)
+        submitting = asyncio.create_task(client.submit(chain("a", "b"), saga_id="s1"))
+        await written.wait()
+        submitting.cancel()
+        await cut_off.wait()
+        assert (await client.wait("s1", timeout_s=20)).state is SagaState.DONE
+        await asyncio.wait([submitting])
