@@ -82,6 +82,9 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     "--max-payload", default=256 * 1024, show_default=True, metavar="BYTES", help="Bound of params, outputs and constants."
 )
 @click.option(
+    "--metrics-address", default="", metavar="HOST:PORT", help="Serve metrics for Prometheus there, over HTTP.  [default: nowhere]"
+)
+@click.option(
     "--log-level",
     default="info",
     show_default=True,
@@ -129,9 +132,7 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
     from sec.store.etcd import EtcdConfig
 
     listen: str = options["listen"]
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise click.UsageError(f'--listen "{listen}" is not of the form HOST:PORT.')
+    _, port = _host_and_port("--listen", listen)
     name = options["name"] or f"{socket.gethostname()}-{port}"
     settings = Settings(
         name=SecNodeName(name),
@@ -162,7 +163,15 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
         tls=_tls_files(options, "tls", options["tls_client_ca"]),
         action_server_ca=options["action_server_ca"],
         action_server_cert=_tls_files(options, "action_server", None),
+        metrics=_host_and_port("--metrics-address", options["metrics_address"]) if options["metrics_address"] else None,
     )
+
+
+def _host_and_port(option: str, address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 65_536):
+        raise click.UsageError(f'{option} "{address}" is not of the form HOST:PORT.')
+    return host, int(port)
 
 
 def _tls_files(options: dict[str, Any], name: str, ca: Path | None) -> "TlsFiles | None":

@@ -60,6 +60,8 @@ class Owner:
         self.drivers: dict[SagaId, SagaDriver] = {}
         self.unreadable: dict[SagaId, Epoch] = {}
         """Sagas that are ours although their logs cannot be folded: kept so that nobody tries again and again."""
+        self.on_call: Callable[[Call, Answer, float], None] = lambda call, answer, took_s: None
+        """Is told of each call of an action server, with how many seconds it took."""
         self._settings = settings
         self._sagas = sagas
         self._definitions = definitions
@@ -394,7 +396,11 @@ class Owner:
         await self._directory.wait_for(action)
 
     async def call(self, call: Call) -> Answer:
-        return await self._directory.call(call)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        answer = await self._directory.call(call)
+        self.on_call(call, answer, loop.time() - began)
+        return answer
 
     async def still_owned(self, driver: SagaDriver) -> bool:
         return await self._sagas.owns(driver.saga_id, driver.epoch)

@@ -37,6 +37,10 @@ class GroupCommit:
         self._waiting: deque[_Waiting] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._fill_scheduled = False
+        self.sent = 0
+        """Transactions of sagas that were sent, since the start."""
+        self.transactions = 0
+        """Those that carried them."""
 
     @property
     def depth(self) -> int:
@@ -102,6 +106,8 @@ class GroupCommit:
         self._schedule()
 
     async def _run(self, bundle: list[_Waiting]) -> None:
+        self.sent += len(bundle)
+        self.transactions += 1
         try:
             result = await self._kv.txn(Txn(then=[w.txn for w in bundle]), timeout_s=self._timeout_s)
         except (KvRefused, LeaseNotFound) as error:
