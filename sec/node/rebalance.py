@@ -108,7 +108,8 @@ class Rebalance:
             await self._kv.txn(Txn(compares, [Put(self._keys.wish(node), b"%d" % count, item.lease)]))
 
     def _wishes_changed(self, changes: Sequence[Change]) -> None:
+        if not self._wishes.ready.is_set():
+            return  # what stood there before this node came is about a former session of its
         for change in changes:
-            # What stood there before this node came is about a former session of its.
-            if change.key == self._keys.wish(self._sec_node) and change.new is not None and self._wishes.ready.is_set():
+            if change.key == self._keys.wish(self._sec_node) and change.new is not None and change.new.value.isdigit():
                 self._give_away(min(int(change.new.value), MOST_AT_ONCE))
