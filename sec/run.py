@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from sec import __version__
+from sec.api.metrics import Metrics
 from sec.api.server import ApiServer, TlsFiles
 from sec.node.node import SecNode
 from sec.node.settings import Settings
@@ -32,6 +33,8 @@ class NodeConfig:
     """With it action servers are called over TLS, and must show a certificate signed by it."""
     action_server_cert: TlsFiles | None = None
     """Our certificate, where action servers ask for one."""
+    metrics: tuple[str, int] | None = None
+    """Host and port to serve metrics at."""
 
     def action_server_credentials(self) -> grpc.ChannelCredentials | None:
         if self.action_server_ca is None:
@@ -56,6 +59,7 @@ async def run_node(config: NodeConfig) -> None:
     try:
         node = SecNode(config.settings, kv, random.Random(), config.action_server_credentials(), config.peer_credentials())
         server = ApiServer(node, config.tls)
+        metrics = None if config.metrics is None else Metrics(node, *config.metrics)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, node.stop)
@@ -69,6 +73,8 @@ async def run_node(config: NodeConfig) -> None:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await server.stop(config.settings.stop_grace_s)
+            if metrics is not None:
+                await asyncio.to_thread(metrics.close)
         _log.info('SEC node "%s" has stopped.', config.settings.name)
     finally:
         await kv.aclose()

@@ -40,6 +40,7 @@ def summary_of(
     return Summary(
         saga_id=head.saga_id,
         name=head.name,
+        definition_hash=head.definition_hash,
         state=STATE_OF_COURSE[course],
         labels=head.labels,
         created_us=head.created_us,
@@ -53,6 +54,7 @@ def summary_of(
 def unreadable_summary(head: SagaHead, reason: str, now_us: int) -> Summary:
     """The summary of a saga whose log cannot be read."""
     summary = Summary(saga_id=head.saga_id, name=head.name, labels=head.labels, created_us=head.created_us)
+    summary.definition_hash = head.definition_hash
     summary.state = coordinator_pb2.SAGA_STATE_CORRUPT
     summary.error.error.message = reason
     summary.error.time_us = now_us

@@ -23,7 +23,7 @@ from sec_model.commands_codec import command_to_proto
 from sec_protos.v1 import coordinator_pb2 as pb
 
 from sec_client import decode
-from sec_client.errors import InvalidDefinition, WaitTimeout, WrongState, damaged_log, from_rpc_error
+from sec_client.errors import InvalidDefinition, SagaNotFound, WaitTimeout, WrongState, damaged_log, from_rpc_error
 from sec_client.ids import new_saga_id
 from sec_client.payloads import encode
 from sec_client.transport import DEFAULT_TIMEOUT_S, Cluster, Metadata, Pause, Tls, worth_repeating
@@ -109,6 +109,17 @@ class Client:
             await self._cluster.call(lambda stub: stub.StartSaga, pb.StartSagaRequest(saga_id=saga_id), saga_id=saga_id)
         except WrongState as e:
             if not e.repeated:  # otherwise it was an earlier try of this call that started it
+                raise
+
+    async def delete(self, saga_id: str) -> None:
+        """Removes a saga that has ended or was never started, for good: nothing of it is left, and its id is free again.
+
+        Raises `WrongState` when it is active, and `SagaNotFound`.
+        """
+        try:
+            await self._cluster.call(lambda stub: stub.DeleteSaga, pb.DeleteSagaRequest(saga_id=saga_id), saga_id=saga_id)
+        except SagaNotFound as e:
+            if not e.repeated:  # otherwise it was an earlier try of this call that removed it
                 raise
 
     async def command(self, saga_id: str, command: Command, *, by: str = "", command_id: str | None = None) -> str:

@@ -177,7 +177,8 @@ def _fields(message: Message) -> dict[str, Any]:
 def nodes(message: coordinator_pb2.ListNodesResponse) -> NodeList:
     return NodeList(
         tuple(
-            SecNode(n.name, n.address, n.version, n.leader, n.draining, n.owned_sagas, time_of(n.started_us)) for n in message.nodes
+            SecNode(n.name, n.address, n.version, n.leader, n.draining, n.owned_sagas, time_of(n.started_us), n.trouble)
+            for n in message.nodes
         ),
         message.answered_by,
     )

@@ -55,7 +55,7 @@ class SagaError(Exception):
 
 
 class SagaNotFound(SagaError):
-    """There is no saga with this id: it was never submitted, or was removed after its retention time."""
+    """There is no saga with this id: it was never submitted, was deleted, or was removed after its retention time."""
 
     default_code = "saga_not_found"
 

@@ -88,6 +88,10 @@ class Client:
         """Starts a saga that was submitted with `start=False`. Raises `WrongState` when it has been started or has ended."""
         self._run(self._client.start(saga_id))
 
+    def delete(self, saga_id: str) -> None:
+        """Removes a saga that has ended or was never started, for good. See `sec_client.aio.Client.delete`."""
+        self._run(self._client.delete(saga_id))
+
     def command(self, saga_id: str, command: Command, *, by: str = "", command_id: str | None = None) -> str:
         """Gives a saga a command, and returns its id when it is durable. See `sec_client.aio.Client.command`."""
         return self._run(self._client.command(saga_id, command, by=by, command_id=command_id))

@@ -252,6 +252,8 @@ class SecNode:
     draining: bool = False
     owned_sagas: int = 0
     started: datetime | None = None
+    trouble: str = ""
+    """Why it does not serve, as sentences. Known of the node that answered only."""
 
 
 @dataclass(frozen=True, slots=True)

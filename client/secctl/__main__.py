@@ -68,7 +68,7 @@ def cli(
     )
 
 
-for control in controls.COMMANDS:
+for control in (*controls.COMMANDS, controls.delete):
     saga.add_command(control)
 cli.add_command(saga)
 cli.add_command(node)

@@ -1,7 +1,7 @@
 """The commands of `secctl saga` that steer sagas: one, several, or all that match a filter."""
 
 import getpass
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -35,65 +35,82 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ACTIVE = (SagaState.RUNNING, SagaState.UNWINDING, SagaState.STUCK)
 """What a filter without a state means. Those not started take commands too, but have to be asked for."""
 
-
-def _many(function: F) -> F:
-    """The arguments of a command that can be given to several sagas."""
-    for decorate in (
-        click.option("--yes", is_flag=True, help="With a filter: do not ask."),
-        click.option(
-            "--state",
-            "states",
-            type=click.Choice([s.value for s in (SagaState.CREATED, *_ACTIVE)]),
-            multiple=True,
-            help="Filter: any of these states.",
-        ),
-        click.option("--name", default="", help="Filter: the name of the definition."),
-        click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Filter: all of these labels. May be repeated."),
-        click.argument("saga_ids", metavar="[SAGA]...", nargs=-1),
-    ):
-        function = decorate(function)
-    return function
+_ENDED = (SagaState.DONE, SagaState.UNDONE)
+"""The same when sagas are deleted."""
 
 
-def _give(
-    settings: Settings,
-    command: Command,
-    saga_ids: Sequence[str],
-    labels: Sequence[str],
-    name: str,
-    states: Sequence[str],
-    yes: bool,
-) -> None:
+def _to_sagas(states: Sequence[SagaState]) -> Callable[[F], F]:
+    """The arguments of a command that can be given to several sagas, in one of these states."""
+
+    def decorated(function: F) -> F:
+        for decorate in (
+            click.option("--yes", is_flag=True, help="With a filter: do not ask."),
+            click.option(
+                "--state",
+                "states",
+                type=click.Choice([s.value for s in states]),
+                multiple=True,
+                help="Filter: any of these states.",
+            ),
+            click.option("--name", default="", help="Filter: the name of the definition."),
+            click.option(
+                "--label", "labels", metavar="KEY=VALUE", multiple=True, help="Filter: all of these labels. May be repeated."
+            ),
+            click.argument("saga_ids", metavar="[SAGA]...", nargs=-1),
+        ):
+            function = decorate(function)
+        return function
+
+    return decorated
+
+
+_many = _to_sagas((SagaState.CREATED, *_ACTIVE))
+
+
+def _give(settings: Settings, command: Command, **to: Any) -> None:
     """Gives a command to each of the sagas, and says of each what became of it."""
-    filtered = bool(labels or name or states)
-    if filtered == bool(saga_ids):
-        raise BadInput("Name the sagas, or give a filter (--label, --name, --state): one of the two.")
     with settings.client() as client:
-        wanted = list(saga_ids)
-        if filtered:
-            found = client.list(states=states or _ACTIVE, name=name, labels=parse_labels(tuple(labels)))
-            wanted = [summary.saga_id for summary in found]
-            _preview(settings, command, wanted, yes)
+        wanted = _wanted(client, f"{type(command).__name__} would be given to", _ACTIVE, **to)
         given, kept, refused = _give_each(client, command, wanted)
     lines = [f'Saga "{saga_id}" has taken it up.\n' for saga_id in given]
     lines += [f'Saga "{saga_id}" takes it up when it is started.\n' for saga_id in kept]
     settings.show(
         Text("".join(lines)), {"given": given, "kept": kept, "refused": {saga_id: str(error) for saga_id, error in refused.items()}}
     )
+    _end(refused)
+
+
+def _end(refused: Mapping[str, SagaError]) -> None:
+    """Says what was refused, and ends with the worst of the exit codes."""
     for error in refused.values():
         click.echo(f"error: {error}", err=True)
     if refused:
         raise click.exceptions.Exit(max(exit_code_of(error) for error in refused.values()))
 
 
-def _preview(settings: Settings, command: Command, wanted: Sequence[str], yes: bool) -> None:
-    """Shows what a filter would touch, and asks."""
-    what = type(command).__name__
-    click.echo(
-        f"{what} would be given to {len(wanted)} sagas: {', '.join(wanted[:20])}{', …' if len(wanted) > 20 else ''}", err=True
-    )
+def _wanted(
+    client: Client,
+    what: str,
+    default_states: Sequence[SagaState],
+    *,
+    saga_ids: Sequence[str],
+    labels: Sequence[str],
+    name: str,
+    states: Sequence[str],
+    yes: bool,
+) -> list[str]:
+    """The sagas that are named; or those that match the filter, when the user, who is shown `what` would happen to which, agrees."""
+    filtered = bool(labels or name or states)
+    if filtered == bool(saga_ids):
+        raise BadInput("Name the sagas, or give a filter (--label, --name, --state): one of the two.")
+    if not filtered:
+        return list(saga_ids)
+    found = client.list(states=states or default_states, name=name, labels=parse_labels(tuple(labels)))
+    wanted = [summary.saga_id for summary in found]
+    click.echo(f"{what} {len(wanted)} sagas: {', '.join(wanted[:20])}{', …' if len(wanted) > 20 else ''}", err=True)
     if wanted and not yes:
         click.confirm("Go on?", abort=True, err=True)
+    return wanted
 
 
 def _give_each(client: Client, command: Command, wanted: Sequence[str]) -> tuple[list[str], list[str], dict[str, SagaError]]:
@@ -326,6 +343,34 @@ def inject(settings: Settings, node: str, undo: bool, what: str | None, repeat: 
         raise BadInput("Give --error or --repeat.")
     path, phase = NodePath(node), Phase.UNDO if undo else Phase.DO
     _give(settings, InjectError(path, phase) if repeat is None else InjectRepeat(path, phase, repeat), **to)
+
+
+@click.command()
+@common
+@_to_sagas((SagaState.CREATED, *_ENDED))
+def delete(settings: Settings, **to: Any) -> None:
+    """Delete sagas that have ended, or were never started: all of them, for good.
+
+    The cluster does this by itself some days after their end. A filter without --state means those that have ended.
+
+    
+    Examples:
+      secctl saga delete trip-4711
+      secctl saga delete --label team=storage --state undone
+    """
+    deleted: list[str] = []
+    refused: dict[str, SagaError] = {}
+    with settings.client() as client:
+        for saga_id in _wanted(client, "Deleted, for good, would be", _ENDED, **to):
+            try:
+                client.delete(saga_id)
+            except SagaError as error:
+                refused[saga_id] = error
+            else:
+                deleted.append(saga_id)
+    lines = "".join(f'Saga "{saga_id}" is deleted.\n' for saga_id in deleted)
+    settings.show(Text(lines), {"deleted": deleted, "refused": {saga_id: str(error) for saga_id, error in refused.items()}})
+    _end(refused)
 
 
 COMMANDS = (pause, resume, abort, step, break_, limit, signal, deadline, retry_undo, skip_undo, mark_undone, inject)

@@ -211,7 +211,11 @@ def nodes(found: NodeList) -> Text:
         rows.append(
             [(v, "") for v in (name, node.address, role, str(node.owned_sagas), node.version or "-", instant(node.started))]
         )
-    return table(("NODE", "ADDRESS", "ROLE", "SAGAS", "VERSION", "STARTED"), rows, "No SEC node holds a session.")
+    out = table(("NODE", "ADDRESS", "ROLE", "SAGAS", "VERSION", "STARTED"), rows, "No SEC node holds a session.")
+    for node in found.nodes:
+        if node.trouble:
+            out.append(f"{node.name} does not serve: {clean(node.trouble)}\n", "red")
+    return out
 
 
 def actions(found: Sequence[OfferedAction]) -> Text:

@@ -156,6 +156,7 @@ def nodes(value: NodeList) -> dict[str, Any]:
             "draining": n.draining,
             "owned_sagas": n.owned_sagas,
             "started": time(n.started),
+            "trouble": n.trouble,
         }
         for n in value.nodes
     ]

@@ -74,9 +74,17 @@ class Coordinator(ClusterCalls):
         # A saga that is there already is answered as it is, whatever has become of its actions.
         if refused is not None and not (request.saga_id and await self._exists(saga_id)):
             raise refused
-        digest = await self._node.definitions.put(definition, graph)
-        head = SagaHead(saga_id, secrets.token_hex(8), definition.name, digest, params, labels, wall_clock_us(), deadline)
-        submitted = await self._submit(head, graph, start=not request.start_later, give_up=give_up_before(context))
+        uid, give_up = secrets.token_hex(8), give_up_before(context)
+
+        async def submit() -> Submitted:
+            digest = await self._node.definitions.put(definition, graph)
+            head = SagaHead(saga_id, uid, definition.name, digest, params, labels, wall_clock_us(), deadline)
+            return await self._submit(head, graph, start=not request.start_later, give_up=give_up)
+
+        try:
+            submitted = await submit()
+        except WrongState:
+            submitted = await submit()
         if not submitted.created and not request.start_later:
             warnings = []
         return pb.SubmitSagaResponse(saga_id=saga_id, created=submitted.created, warnings=warnings)
@@ -92,7 +100,7 @@ class Coordinator(ClusterCalls):
         try:
             return await self._node.owner.submit(head, graph, start=start, give_up=give_up)
         except WrongState:
-            # The store lost the definition since we cached it.
+            # No saga used the definition any more since we cached it, and so it was removed: it has to be stored again.
             self._node.definitions.forget(head.definition_hash)
             raise
 
@@ -115,6 +123,11 @@ class Coordinator(ClusterCalls):
         if not await self._node.sagas.command(saga_id, request.command_id, request.SerializeToString(), give_up_before(context)):
             raise WrongState(f'Saga "{saga_id}" has just ended and takes no commands any more.')
         return pb.CommandSagaResponse()
+
+    @answered
+    async def DeleteSaga(self, request: pb.DeleteSagaRequest, context: Context) -> pb.DeleteSagaResponse:  # noqa: N802
+        await self._node.sagas.delete(requests.saga_id(request.saga_id), give_up_before(context))
+        return pb.DeleteSagaResponse()
 
     @answered
     async def GetSaga(self, request: pb.GetSagaRequest, context: Context) -> pb.GetSagaResponse:  # noqa: N802
@@ -194,17 +207,18 @@ class Coordinator(ClusterCalls):
                 continue
 
     async def _entries(self, saga_id: SagaId, stored: StoredSaga) -> AsyncGenerator[LogEntry, None]:
-        """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again."""
+        """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again; and `SagaNotFound`."""
         for entry in stored.entries:
             yield entry
         prefix = self._node.keys.log(saga_id)
         async with aclosing(self._node.kv.watch(prefix, prefix_end(prefix), start=Revision(stored.revision + 1))) as watch:
             async for batch in watch:
                 for event in batch.events:
-                    if event.kind is EventKind.PUT:
-                        first = int(last_segment(event.item.key), 16)
-                        for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
-                            yield entry
+                    if event.kind is EventKind.DELETE:
+                        raise SagaNotFound(f'Saga "{saga_id}" was deleted.')
+                    first = int(last_segment(event.item.key), 16)
+                    for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
+                        yield entry
 
     async def _load(self, saga_id: SagaId) -> tuple[StoredSaga, SagaState]:
         """Raises `CorruptLog` for a saga that cannot be read."""

@@ -77,7 +77,8 @@ class ApiServer:
         await self._server.start()
 
     async def run_health(self) -> None:
-        """Keeps the health service in step with the node, until it is cancelled: SERVING while it holds a session and takes sagas.
+        """Keeps the health service in step with the node, until it is cancelled: SERVING while it holds a session, takes sagas, and brings
+        them forward.
 
         It looks instead of being told: what it says must be right also when the node is not.
         """

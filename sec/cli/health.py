@@ -36,8 +36,9 @@ def health(address: str, service: str, timeout: float, live: bool, tls_name: str
     It prints one line, and its exit code says the same:
 
     \b
-        0  SERVING: it holds a session and takes sagas
-        1  NOT_SERVING: it has no session (etcd is away), is drained, or stops; or SERVICE_UNKNOWN: it has no such service
+        0  SERVING: it holds a session, takes sagas, and brings them forward
+        1  NOT_SERVING: it has no session (etcd is away), is drained, stops, or lets sagas wait for too long (the node's log says
+           which, and so does `secctl node list`, asked there); or SERVICE_UNKNOWN: it has no such service
         2  no answer, and the reason; or the command was not understood
 
     For readiness use it as it is. For liveness use --live, which exits with 0 for any answer and with 2 for none: a node that is NOT_SERVING

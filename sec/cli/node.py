@@ -45,6 +45,30 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     "--lease-ttl", default=5, show_default=True, metavar="SECONDS", help="How long a node that hangs keeps its sagas. At least 2."
 )
 @click.option(
+    "--stall-limit",
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="The node is NOT_SERVING when sagas wait for it for longer.",
+)
+@click.option(
+    "--keep-done",
+    default=7.0,
+    show_default=True,
+    metavar="DAYS",
+    type=click.FloatRange(min=0),
+    help="How long sagas are kept that ended done. 0: for ever.",
+)
+@click.option(
+    "--keep-undone",
+    default=30.0,
+    show_default=True,
+    metavar="DAYS",
+    type=click.FloatRange(min=0),
+    help="How long sagas are kept that ended undone. 0: for ever.",
+)
+@click.option(
     "--action-server",
     "action_servers",
     multiple=True,
@@ -72,6 +96,9 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 )
 @click.option(
     "--max-payload", default=256 * 1024, show_default=True, metavar="BYTES", help="Bound of params, outputs and constants."
+)
+@click.option(
+    "--metrics-address", default="", metavar="HOST:PORT", help="Serve metrics for Prometheus there, over HTTP.  [default: nowhere]"
 )
 @click.option(
     "--log-level",
@@ -122,9 +149,7 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
     from sec.store.etcd import EtcdConfig
 
     listen: str = options["listen"]
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise click.UsageError(f'--listen "{listen}" is not of the form HOST:PORT.')
+    _, port = _host_and_port("--listen", listen)
     if options["peer_ca"] and not options["tls_cert"]:
         raise click.UsageError("--peer-ca is for nodes that serve over TLS: give --tls-cert and --tls-key too.")
     name = options["name"] or f"{socket.gethostname()}-{port}"
@@ -135,6 +160,9 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
         prefix=options["prefix"],
         lease_ttl_s=options["lease_ttl"],
         store_timeout_s=min(3.0, options["lease_ttl"] / 2),
+        stall_limit_s=options["stall_limit"],
+        keep_done_s=options["keep_done"] * 86_400,
+        keep_undone_s=options["keep_undone"] * 86_400,
         action_servers=options["action_servers"],
         revoke_on_refused=options["revoke_on_refused"],
         limits=Limits(payload_bytes=options["max_payload"]),
@@ -156,7 +184,15 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
         peer_ca=options["peer_ca"],
         action_server_ca=options["action_server_ca"],
         action_server_cert=_tls_files(options, "action_server", None),
+        metrics=_host_and_port("--metrics-address", options["metrics_address"]) if options["metrics_address"] else None,
     )
+
+
+def _host_and_port(option: str, address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 65_536):
+        raise click.UsageError(f'{option} "{address}" is not of the form HOST:PORT.')
+    return host, int(port)
 
 
 def _tls_files(options: dict[str, Any], name: str, ca: Path | None) -> "TlsFiles | None":

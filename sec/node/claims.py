@@ -43,13 +43,16 @@ class Claims:
         claimers: Callable[[], Iterable[SecNodeName]],
         claim: Callable[[Sequence[SagaId]], Awaitable[int]],
         fallback_s: float,
+        first: Callable[[Iterable[SecNodeName]], list[SecNodeName]] = list,
     ) -> None:
+        """`first` chooses those nodes that claim a saga first which its owner gave away while it takes sagas itself."""
         self._sec_node = sec_node
         self._keys = keys
         self._live = live
         self._claimers = claimers
         self._claim = claim
         self._fallback_s = fallback_s
+        self._first = first
         self._enabled = False
         self._due: dict[SagaId, bool] = {}
         """What to claim. True: whatever the mirror says."""
@@ -129,7 +132,10 @@ class Claims:
         """Claims an unowned saga when it is our turn. The former owner, which has just let go or died, comes last."""
         if not self.unowned(saga_id):
             return
-        nodes = [n for n in self._claimers() if n != former]
+        claimers = list(self._claimers())
+        nodes = [n for n in claimers if n != former]
+        if former in claimers:
+            nodes = self._first(nodes)
         if former == self._sec_node or self._sec_node not in nodes:
             nodes.append(self._sec_node)
         turn = in_turn(saga_id, nodes).index(self._sec_node) if former != self._sec_node else len(nodes) - 1

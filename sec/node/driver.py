@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 MAX_SLEEP_S = 3600.0
-"""Between two looks at the clock: the wall clock can be set, and the event loop's does not follow it."""
+"""An alarm is set for so long at most. That the wall clock was set is seen by `look_again`."""
 
 MIN_TIMEOUT_S = 0.001
 """Of a call that is made in the last moment before a deadline."""
@@ -132,9 +132,13 @@ class SagaDriver:
         self.closed = False
         self._host = host
         self._inbox: list[Event] = []
+        self._inbox_since = 0.0
+        self._deciding_since: float | None = None
         self._step: asyncio.Task[None] | None = None
         self._in_flight: dict[int, _InFlight] = {}
         self._alarm: asyncio.TimerHandle | None = None
+        self._wake_at_us = 0
+        self._quiet_since = asyncio.get_running_loop().time()
 
     @property
     def saga_id(self) -> SagaId:
@@ -144,14 +148,48 @@ class SagaDriver:
         """Takes in an event. What follows from it happens later."""
         if self.closed:
             return
+        loop = asyncio.get_running_loop()
+        if not self._inbox:
+            self._inbox_since = loop.time()
         self._inbox.append(event)
         if self._step is None:
-            self._step = asyncio.get_running_loop().create_task(self._steps(), name=f"saga {self.saga_id}")
+            self._step = loop.create_task(self._steps(), name=f"saga {self.saga_id}")
 
     def offers_changed(self) -> None:
         """Other actions are offered than before. Wakes the saga when it may have waited for one."""
         if self.state.startable:
             self.post(Begin())
+
+    @property
+    def step_since(self) -> float | None:
+        """When the oldest event came of which what follows is not written yet, by the event loop's clock. None: there is none."""
+        if self._deciding_since is not None:
+            return self._deciding_since
+        return self._inbox_since if self._inbox else None
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the saga only waits (for a timer, a signal, an operator, a pause before a retry, an action server), by the event loop's
+        clock. None: it is at work, and another owner would have to make calls again."""
+        if self.closed or self._step is not None or self._inbox:
+            return None
+        if any(each.stage in (_Stage.CALLING, _Stage.ANSWERED) for each in self._in_flight.values()):
+            return None
+        return self._quiet_since
+
+    def look_again(self) -> None:
+        """Takes a step if one is due that no event has brought about: an offer or an alarm was missed, or the wall clock was set."""
+        if self.closed or self._step is not None:
+            return
+        due = 0 < self._wake_at_us <= self._host.now_us()
+        if due or self._could_start():
+            self.post(Begin())
+
+    def _could_start(self) -> bool:
+        if self.state.controls.paused:
+            return False
+        nodes, offered = self.state.graph.nodes, self._host.offered
+        return any((action := nodes[index].action) is None or action.action in offered for index in self.state.startable)
 
     async def close(self) -> None:
         """Stops at once. An append under way is waited for, so that afterwards nothing of this driver is on its way to the store."""
@@ -173,6 +211,7 @@ class SagaDriver:
         """Decides and carries out until the inbox is empty."""
         try:
             while self._inbox and not self.closed:
+                self._deciding_since = self._inbox_since
                 count = self._host.at_most(self._inbox)
                 events, self._inbox = self._inbox[:count], self._inbox[count:]
                 ready = decide(self.state, events, self._host.offered, self._host.now_us())
@@ -200,6 +239,8 @@ class SagaDriver:
             self._host.broken(self, f'A step of saga "{self.saga_id}" failed: {error!r}')
         finally:
             self._step = None
+            self._deciding_since = None
+            self._quiet_since = asyncio.get_running_loop().time()
 
     def run_effects(self, ready: Ready) -> None:
         """Runs the effects of a step whose records are durable and applied."""
@@ -214,6 +255,7 @@ class SagaDriver:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+        self._wake_at_us = instant_us
         if instant_us:
             wait_s = min(max(0.0, (instant_us - self._host.now_us()) / 1e6), MAX_SLEEP_S)
             self._alarm = asyncio.get_running_loop().call_later(wait_s, self.post, Begin())
@@ -234,6 +276,7 @@ class SagaDriver:
                     in_flight.task = asyncio.get_running_loop().create_task(
                         self._dispatch(in_flight, effect), name=f"{self.saga_id}/{in_flight.path}"
                     )
+                    in_flight.task.add_done_callback(self._dispatch_ended)
             case Hurry(node):
                 self._hurry(node)
             case Withhold(node):
@@ -263,6 +306,14 @@ class SagaDriver:
             if in_flight.task is not None:
                 in_flight.task.cancel()
             del self._in_flight[node]
+
+    def _dispatch_ended(self, dispatch: "asyncio.Task[None]") -> None:
+        """A dispatch that ended by a fault of ours brings no event, and so would leave its saga standing still without a word."""
+        if dispatch.cancelled() or self.closed or (error := dispatch.exception()) is None:
+            return
+        _log.error('A dispatch of saga "%s" failed.', self.saga_id, exc_info=error)
+        self.shut()
+        self._host.broken(self, f'A dispatch of saga "{self.saga_id}" failed: {error!r}')
 
     async def _dispatch(self, in_flight: _InFlight, dispatch: Dispatch) -> None:
         """One dispatch, from its pause to its answer."""

@@ -1,15 +1,17 @@
 """What the leader does: the housekeeping that nobody needs within a second. Sagas go on while there is no leader.
 
 First duty: the sweep. Every unowned saga is claimed by whoever sees its owner key vanish; the sweep is for what all have missed. It reads
-the store itself, not a mirror that may be what is broken.
+the store itself, not a mirror that may be what is broken. Further duties are given to it; what they write is fenced by the leadership, so
+that a node which only believes that it leads does no harm.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from sec.core.records import SagaId, SecNodeName
-from sec.store.election import Election
+from sec.store.election import Election, Leadership
 from sec.store.keys import Keys, last_segment
 from sec.store.kv import Get, Kv, KvError, prefix_end
 from sec.store.reads import read_together
@@ -19,12 +21,21 @@ _log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
 
+Duty = Callable[[Leadership], Coroutine[Any, Any, None]]
+"""What is done while leading, until it is cancelled. It deals with a store that is away."""
+
 
 class Leader:
     """Stands for election while its session lasts, and keeps house while it leads. `leading` says whether it does."""
 
     def __init__(
-        self, kv: Kv, keys: Keys, sec_node: SecNodeName, claim_now: Callable[[Sequence[SagaId]], None], sweep_interval_s: float
+        self,
+        kv: Kv,
+        keys: Keys,
+        sec_node: SecNodeName,
+        claim_now: Callable[[Sequence[SagaId]], None],
+        sweep_interval_s: float,
+        duties: Sequence[Duty] = (),
     ) -> None:
         self.leading = False
         self._kv = kv
@@ -32,15 +43,18 @@ class Leader:
         self._sec_node = sec_node
         self._claim_now = claim_now
         self._sweep_interval_s = sweep_interval_s
+        self._duties: tuple[Duty, ...] = (self._sweep, *duties)
 
     async def run(self, session: Session) -> None:
         """Returns when the session is lost."""
         while session.alive():
             try:
-                async with Election(self._kv, self._keys.election, session, self._sec_node.encode()).lead():
+                async with Election(self._kv, self._keys.election, session, self._sec_node.encode()).lead() as leadership:
                     _log.info('SEC node "%s" is the leader.', self._sec_node)
                     self.leading = True
-                    await self._keep_house()
+                    async with asyncio.TaskGroup() as group:
+                        for duty in self._duties:
+                            group.create_task(duty(leadership))
             except SessionLost:
                 return
             except KvError as error:
@@ -49,7 +63,7 @@ class Leader:
             finally:
                 self.leading = False
 
-    async def _keep_house(self) -> None:
+    async def _sweep(self, _: Leadership) -> None:
         before: set[SagaId] = set()
         while True:
             await asyncio.sleep(self._sweep_interval_s)

@@ -17,10 +17,15 @@ from sec_protos.v1 import coordinator_pb2
 from sec import __version__
 from sec.core.records import SecNodeName
 from sec.dispatch.directory import Directory
+from sec.node.definition_sweep import DefinitionSweep
+from sec.node.health import Progress
 from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
 from sec.node.peers import Peers
+from sec.node.rebalance import OwnedCounts, Rebalance
+from sec.node.retention import Retention
 from sec.node.settings import Settings
+from sec.node.sweep import Sweep
 from sec.store.commit import GroupCommit
 from sec.store.definitions import DefinitionStore
 from sec.store.keys import Keys, last_segment
@@ -55,14 +60,39 @@ class SecNode:
         self.definitions = DefinitionStore(kv, self.keys)
         self.listing = SagaListing(kv, self.keys)
         self.live = Mirror(kv, self.keys.live)
-        self.nodes = Mirror(kv, self.keys.nodes)
-        self.drains = Mirror(kv, self.keys.drains)
-        self.registrations = Mirror(kv, self.keys.servers)
+        self.nodes = Mirror(kv, self.keys.nodes, check_s=settings.sweep_interval_s)
+        self.drains = Mirror(kv, self.keys.drains, check_s=settings.sweep_interval_s)
+        self.wishes = Mirror(kv, self.keys.wishes, check_s=settings.sweep_interval_s)
+        self.registrations = Mirror(kv, self.keys.servers, check_s=settings.sweep_interval_s)
         self.directory = Directory(
             self.registrations, settings.action_servers, action_server_credentials, settings.limits.payload_bytes
         )
-        self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng)
-        self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s)
+        self.counts = OwnedCounts(self.keys, self.live)
+        self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng, self.counts)
+        self.rebalance = Rebalance(
+            kv,
+            self.keys,
+            settings.name,
+            self.nodes,
+            self.wishes,
+            lambda: {node: self.counts.of(node) for node in self.claimers()},
+            self.owner.give_away,
+            settings.sweep_interval_s,
+        )
+        self.retention = Retention(
+            kv,
+            self.keys,
+            self.sagas,
+            wall_clock_us,
+            keep_done_s=settings.keep_done_s,
+            keep_undone_s=settings.keep_undone_s,
+            at_least_s=settings.sweep_interval_s,
+        )
+        self.definition_sweep = DefinitionSweep(kv, self.keys, self.sagas)
+        duties = (self.retention.run, self.definition_sweep.run, self.rebalance.run)
+        self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s, duties)
+        self.sweep = Sweep(kv, self.keys, self.live, self.owner, settings.sweep_interval_s)
+        self.progress = Progress(settings.name, self.owner.drivers_now, self.commits, settings.stall_limit_s)
         self.peers = Peers(kv, self.keys, self.nodes, settings.name, lambda: self.lease, peer_credentials)
         self.address = settings.advertised
         """Where clients and the other SEC nodes reach it. The server says so when it has chosen the port itself."""
@@ -88,8 +118,19 @@ class SecNode:
 
     @property
     def serving(self) -> bool:
-        """It holds a session and takes sagas."""
-        return self.owner.may_dispatch() and not self.draining
+        """It holds a session, takes sagas, and brings them forward."""
+        return not self.trouble
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not serve, as sentences; empty when it does."""
+        if self.stopping:
+            return "It is about to stop."
+        if self.draining:
+            return "It is drained."
+        if not self.owner.may_dispatch():
+            return "It holds no session: etcd does not answer in time, or another SEC node has its name."
+        return self.progress.trouble
 
     def stop(self) -> None:
         """Lets `run` hand everything over and return."""
@@ -104,11 +145,13 @@ class SecNode:
         """
         try:
             async with asyncio.TaskGroup() as group:
-                mirrors = (self.live, self.nodes, self.drains, self.registrations)
+                mirrors = (self.live, self.nodes, self.drains, self.wishes, self.registrations)
                 duties = [group.create_task(m.run(), name=f"mirror of {m.prefix.decode()}") for m in mirrors]
                 duties.append(group.create_task(self.owner.run_claims(), name="claims"))
                 if self.settings.revoke_on_refused:
                     duties.append(group.create_task(self.peers.run(), name="peers"))
+                duties.append(group.create_task(self.progress.run(), name="progress"))
+                duties.append(group.create_task(self.sweep.run(), name="sweep"))
                 await self._take_part(mirrors)
                 for duty in duties:
                     duty.cancel()
@@ -196,16 +239,13 @@ class SecNode:
 
     def known_nodes(self) -> list[coordinator_pb2.SecNode]:
         """The SEC nodes that hold a session, by name, with the number of sagas that each owns."""
-        owned: dict[str, int] = {}
-        for key, item in self.live.items.items():
-            if key.startswith(self.keys.owners):
-                name = item.value.decode()
-                owned[name] = owned.get(name, 0) + 1
         nodes = []
         for _, item in sorted(self.nodes.items.items()):
             node = coordinator_pb2.SecNode.FromString(item.value)
             node.draining = node.draining or self.keys.drain(SecNodeName(node.name)) in self.drains.items
-            node.owned_sagas = owned.get(node.name, 0)
+            node.owned_sagas = self.counts.of(SecNodeName(node.name))
+            if node.name == self.settings.name:
+                node.trouble = self.trouble
             nodes.append(node)
         return nodes
 
@@ -216,7 +256,8 @@ class SecNode:
                 self.session.lose(f"Its lease {self.session.lease:x} was revoked, as if this node had died.")
         self._set_claimers()
 
-    def _set_claimers(self) -> None:
+    def claimers(self) -> list[SecNodeName]:
+        """The SEC nodes that take sagas now."""
         claimers = []
         for key, item in self.nodes.items.items():
             name = SecNodeName(last_segment(key))
@@ -226,7 +267,10 @@ class SecNode:
                 continue
             if not draining and self.keys.drain(name) not in self.drains.items:
                 claimers.append(name)
-        self.owner.set_claimers(claimers)
+        return claimers
+
+    def _set_claimers(self) -> None:
+        self.owner.set_claimers(self.claimers())
 
     def _drains_changed(self, changes: Sequence[Change]) -> None:
         self._set_claimers()

@@ -22,11 +22,12 @@ from sec.dispatch.directory import Directory
 from sec.node.claims import Claims
 from sec.node.driver import SagaDriver
 from sec.node.orders import MAX_PER_STEP, Orders, read_orders
+from sec.node.rebalance import OwnedCounts
 from sec.node.settings import Settings
 from sec.store.definitions import DefinitionStore
 from sec.store.errors import Fenced, WrongState
 from sec.store.keys import Keys
-from sec.store.kv import KvError, LeaseNotFound
+from sec.store.kv import KeyValue, KvError, LeaseNotFound
 from sec.store.mirror import Mirror
 from sec.store.sagas import Claimed, GiveUp, Ownership, SagaHead, SagaStore, Submitted
 from sec.store.session import Session
@@ -54,10 +55,13 @@ class Owner:
         directory: Directory,
         live: Mirror,
         rng: random.Random,
+        counts: OwnedCounts,
     ) -> None:
         self.drivers: dict[SagaId, SagaDriver] = {}
         self.unreadable: dict[SagaId, Epoch] = {}
         """Sagas that are ours although their logs cannot be folded: kept so that nobody tries again and again."""
+        self.on_call: Callable[[Call, Answer, float], None] = lambda call, answer, took_s: None
+        """Is told of each call of an action server, with how many seconds it took."""
         self._settings = settings
         self._sagas = sagas
         self._definitions = definitions
@@ -66,8 +70,10 @@ class Owner:
         self._session: Session | None = None
         self._nodes: Iterable[SecNodeName] = ()
         self._notes: set[asyncio.Task[None]] = set()
-        self._orders = Orders(keys, live, self._order)
-        self._claims = Claims(settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s)
+        self._orders = Orders(keys, live, self.deliver)
+        self._claims = Claims(
+            settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s, counts.below_the_mean
+        )
         directory.subscribe(self._offers_changed)
 
     # the session
@@ -102,9 +108,41 @@ class Owner:
         await self._release(session, ours)
         _log.info('SEC node "%s" handed over %d sagas.', self._settings.name, len(drivers))
 
+    def give_away(self, count: int) -> None:
+        """Lets others claim up to so many sagas: those that have only waited for longest. A saga that is at work is not among them."""
+        session = self._session
+        if session is None:
+            return
+        latest = asyncio.get_running_loop().time() - self._settings.sweep_interval_s
+        idle = [(since, d) for d in self.drivers.values() if (since := d.idle_since) is not None and since <= latest]
+        idle.sort(key=lambda each: each[0])
+        given = [driver for _, driver in idle[:count]]
+        for driver in given:
+            self._forget(driver)
+            driver.shut()
+        if given:
+            _log.info('SEC node "%s" gives %d sagas away, to nodes that own fewer.', self._settings.name, len(given))
+            self._note(self._release(session, [(driver.saga_id, driver.epoch) for driver in given]))
+
     def set_claimers(self, nodes: Iterable[SecNodeName]) -> None:
         """The SEC nodes that take sagas now."""
         self._nodes = tuple(nodes)
+
+    def drivers_now(self) -> list[SagaDriver]:
+        """The drivers of the sagas that it owns now."""
+        return list(self.drivers.values())
+
+    def lacks_driver(self, saga_id: SagaId, owner: KeyValue) -> bool:
+        """Whether a saga, by its owner key, is ours under the present session, and nothing is done with it."""
+        session = self._session
+        return (
+            session is not None and owner.lease == session.lease and saga_id not in self.drivers and saga_id not in self.unreadable
+        )
+
+    async def release(self, sagas: Sequence[tuple[SagaId, Epoch]]) -> None:
+        """Lets others claim sagas that are ours and have no driver."""
+        if self._session is not None:
+            await self._release(self._session, sagas)
 
     async def run_claims(self) -> None:
         """Claims unowned sagas until it is cancelled."""
@@ -154,7 +192,7 @@ class Owner:
 
         async def write(written: tuple[Record, ...], summary: Summary, owner: Ownership | None) -> Submitted:
             taken_up = [record.command_id for record in written if isinstance(record, Commanded)]
-            return await self._sagas.start(saga_id, first_sequence, written, summary, owner, give_up, taken_up)
+            return await self._sagas.start(stored, first_sequence, written, summary, owner, give_up, taken_up)
 
         await self._begin(stored.head, state, (requested,), write, orders)
 
@@ -280,7 +318,8 @@ class Owner:
     def _give_up(session: Session) -> GiveUp:
         return lambda: not session.alive()
 
-    def _order(self, saga_id: SagaId, ordered: Ordered) -> None:
+    def deliver(self, saga_id: SagaId, ordered: Ordered) -> None:
+        """Hands a command to the driver of its saga, if that is here. Twice is once."""
         driver, session = self.drivers.get(saga_id), self._session
         if driver is None or session is None:
             return
@@ -359,7 +398,11 @@ class Owner:
         await self._directory.wait_for(action)
 
     async def call(self, call: Call) -> Answer:
-        return await self._directory.call(call)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        answer = await self._directory.call(call)
+        self.on_call(call, answer, loop.time() - began)
+        return answer
 
     async def still_owned(self, driver: SagaDriver) -> bool:
         return await self._sagas.owns(driver.saga_id, driver.epoch)

@@ -1,5 +1,6 @@
 """All settings of an SEC node, with their defaults and reasons, checked together when the node starts."""
 
+import math
 from dataclasses import dataclass, field
 
 from sec.core.records import SecNodeName
@@ -54,7 +55,13 @@ class Settings:
     claim_fallback_s: float = 0.5
     """How long the next node in line waits for the one that should claim an orphan."""
     sweep_interval_s: float = 5.0
-    """How often the leader looks for unowned sagas that the watches missed."""
+    """How often the leader looks for unowned sagas that the watches missed, and each node for events of its own sagas that were missed."""
+    stall_limit_s: float = 10.0
+    """A node says that it does not serve when what it has to do next has waited for longer than this."""
+    keep_done_s: float = 7 * 86_400.0
+    """How long a saga that ended done is kept; 0: for ever."""
+    keep_undone_s: float = 30 * 86_400.0
+    """How long one that ended undone is kept, which somebody may still want to ask about; 0: for ever."""
     registration_ttl_s: int = 15
     """How long an action server stays known that does not renew its registration."""
     revoke_on_refused: bool = True
@@ -91,6 +98,14 @@ class Settings:
                 f"The sweep interval is {self.sweep_interval_s} s; it must be at least twice the claim fallback ({self.claim_fallback_s} s), "
                 "or the leader takes what others are about to claim."
             )
+        if self.stall_limit_s < 2 * self.store_timeout_s:
+            problems.append(
+                f"The stall limit is {self.stall_limit_s} s; it must be at least twice the store timeout ({self.store_timeout_s} s), "
+                "or one lost answer makes the node look unwell."
+            )
+        for what, keep_s in (("done", self.keep_done_s), ("undone", self.keep_undone_s)):
+            if not 0 <= keep_s < math.inf:
+                problems.append(f"Sagas that are {what} are to be kept for {keep_s} s; it must be 0 (for ever) or more.")
         if self.registration_ttl_s < 3:
             problems.append(f"The registration TTL is {self.registration_ttl_s} s; it must be at least 3.")
         if problems:

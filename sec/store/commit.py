@@ -24,6 +24,7 @@ class _Waiting:
     txn: Txn
     size: int
     ops: int
+    since: float
     answer: "asyncio.Future[TxnResult]"
 
 
@@ -36,11 +37,20 @@ class GroupCommit:
         self._waiting: deque[_Waiting] = deque()
         self._in_flight: set[asyncio.Task[None]] = set()
         self._fill_scheduled = False
+        self.sent = 0
+        """Transactions of sagas that were sent, since the start."""
+        self.transactions = 0
+        """Those that carried them."""
 
     @property
     def depth(self) -> int:
         """Transactions that wait for a place."""
         return len(self._waiting)
+
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the first of them has waited, by the event loop's clock; None when there is none."""
+        return self._waiting[0].since if self._waiting else None
 
     async def commit(self, saga_id: str, txn: Txn) -> TxnResult:
         """Carries out a transaction on keys of one saga. Its `revision` is that of the whole bundle.
@@ -49,8 +59,9 @@ class GroupCommit:
         """
         ops = max(len(txn.compares), len(txn.then), len(txn.otherwise))
         assert ops <= MAX_OPS_PER_SAGA
-        answer: asyncio.Future[TxnResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(saga_id, txn, _size(txn), ops, answer))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[TxnResult] = loop.create_future()
+        self._waiting.append(_Waiting(saga_id, txn, _size(txn), ops, loop.time(), answer))
         self._schedule()
         return await answer
 
@@ -95,6 +106,8 @@ class GroupCommit:
         self._schedule()
 
     async def _run(self, bundle: list[_Waiting]) -> None:
+        self.sent += len(bundle)
+        self.transactions += 1
         try:
             result = await self._kv.txn(Txn(then=[w.txn for w in bundle]), timeout_s=self._timeout_s)
         except (KvRefused, LeaseNotFound) as error:

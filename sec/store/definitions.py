@@ -49,13 +49,20 @@ class DefinitionStore:
 
     async def message(self, digest: str) -> definition_pb2.SagaDefinition:
         """A stored definition as it was submitted. Raises `CorruptLog` when it is missing or damaged."""
-        result = await self._kv.get(Get(self._keys.definition(digest)))
-        if not result.items:
+        data = await self._stored(digest)
+        if data is None:
             raise CorruptLog(f"The definition {digest} is not in the store.")
-        data = result.items[0].value
         if definition_hash(data) != digest:
             raise CorruptLog(f"The definition {digest} in the store is damaged: its content has another hash.")
         return definition_pb2.SagaDefinition.FromString(data)
+
+    async def _stored(self, digest: str) -> bytes | None:
+        """Also while it is retired. It may be moved between the looks, and back, so its own place is looked at twice."""
+        place, other = self._keys.definition(digest), self._keys.retired(digest)
+        for key in (place, other, place):
+            if items := (await self._kv.get(Get(key))).items:
+                return items[0].value
+        return None
 
     def forget(self, digest: str) -> None:
         """Drops a definition from the cache: the store turned out not to have it."""

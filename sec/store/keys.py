@@ -3,8 +3,10 @@
     <prefix>/v1/cluster/node/<name>          an SEC node that holds a session (leased)
     <prefix>/v1/cluster/leader/...           the election
     <prefix>/v1/cluster/drain/<name>         an operator wants the node drained
+    <prefix>/v1/cluster/wish/<name>          how many sagas the leader wants the node to give away (leased to that node)
     <prefix>/v1/cluster/server/<instance>    an action server that registered itself (leased)
     <prefix>/v1/00/definition/<hash>         definitions, by content
+    <prefix>/v1/00/retired/<hash>            definitions that no saga seemed to use, before they are deleted
     <prefix>/v1/00/saga/<id>                 what a saga was submitted with
     <prefix>/v1/00/log/<id>/<sequence>       batches of records, by the number of their first (16 hex digits)
     <prefix>/v1/00/live/active/<id>          index: sagas that run, unwind or are stuck; the value is a summary for lists
@@ -56,6 +58,13 @@ class Keys:
         return self.drains + name.encode()
 
     @property
+    def wishes(self) -> bytes:
+        return self._cluster("wish/")
+
+    def wish(self, name: SecNodeName) -> bytes:
+        return self.wishes + name.encode()
+
+    @property
     def servers(self) -> bytes:
         return self._cluster("server/")
 
@@ -64,6 +73,9 @@ class Keys:
 
     def definition(self, definition_hash: str) -> bytes:
         return self._shard(f"definition/{definition_hash}")
+
+    def retired(self, definition_hash: str) -> bytes:
+        return self._shard(f"retired/{definition_hash}")
 
     def saga(self, saga_id: SagaId) -> bytes:
         return self._shard(f"saga/{saga_id}")

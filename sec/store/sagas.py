@@ -1,4 +1,4 @@
-"""Sagas in the store: submit, start, append, claim, release, read.
+"""Sagas in the store: submit, start, append, claim, release, read, remove.
 
 Every write is one transaction on keys of one saga, fenced by the owner key's create revision and by the absence of the log key that it
 creates. A write whose answer was lost is simply sent again: the second answer tells, by what stands in the log, whether the first one
@@ -113,6 +113,8 @@ class StoredSaga:
     problem: str = ""
     log_bytes: int = 0
     """How large its log is in the store."""
+    born: Revision | None = None
+    """The revision at which it was submitted: another saga under the same id, after this one was removed, has another. None: that is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ class SagaStore:
 
     async def start(
         self,
-        saga_id: SagaId,
+        stored: StoredSaga,
         first_sequence: int,
         records: tuple[Record, ...],
         summary: Summary,
@@ -189,11 +191,12 @@ class SagaStore:
         give_up: GiveUp,
         commands: Sequence[str] = (),
     ) -> Submitted:
-        """Starts a saga that was created and not started; with an `owner` it is owned from the same transaction on. `commands` as in `append`.
+        """Starts a saga that was created and not started, as `stored`; with an `owner` it is owned from the same transaction on. `commands`
+        as in `append`.
 
-        Raises `WrongState` when somebody else has started it meanwhile.
+        Raises `WrongState` when somebody else has started it, or removed it, meanwhile.
         """
-        keys = self._keys
+        keys, saga_id = self._keys, stored.head.saga_id
         log_key = keys.log_batch(saga_id, first_sequence)
         batch = batch_to_bytes(Epoch(0), self._sec_node, self._clock_us(), records)
         then: list[Op] = [
@@ -204,13 +207,14 @@ class SagaStore:
         ]
         if owner is not None:
             then.append(Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease))
-        txn = Txn([exists(keys.created(saga_id)), absent(log_key)], then, [Get(log_key)])
+        same = created_at(keys.saga(saga_id), stored.born or 0)
+        txn = Txn([exists(keys.created(saga_id)), same, absent(log_key)], then, [Get(log_key)])
         result = await self._commit(saga_id, txn, give_up)
         if result.succeeded:
             return Submitted(True, Epoch(result.revision) if owner else None)
         item = _only(result.results[0])
         if item is None or item.value != batch:
-            raise WrongState(f'Saga "{saga_id}" has been started already.')
+            raise WrongState(f'Saga "{saga_id}" has been started already, or was deleted meanwhile.')
         return Submitted(True, Epoch(item.create_revision) if owner else None)
 
     async def append(
@@ -338,6 +342,44 @@ class SagaStore:
             )
         )
 
+    async def delete(self, saga_id: SagaId, give_up: GiveUp) -> None:
+        """Removes a saga that has ended or was never started, all of it at once. Nothing of it is left; its id is free again.
+
+        Raises `SagaNotFound`, and `WrongState` when it is active, or was started meanwhile.
+        """
+        keys = self._keys
+        # A saga goes from created to active to ended, so that one that is neither of these when it is asked in this order was active.
+        place = _only(await self._kv.get(Get(keys.created(saga_id)))) or _only(await self._kv.get(Get(keys.ended(saga_id))))
+        if place is None:
+            if _only(await self._kv.get(Get(keys.saga(saga_id), keys_only=True))) is None:
+                raise SagaNotFound(f'There is no saga "{saga_id}". See "secctl saga list".')
+            raise WrongState(
+                f'Saga "{saga_id}" has not ended and cannot be deleted. To end it, let it go on, or abort it: "secctl saga abort {saga_id}".'
+            )
+        result = await self._commit(saga_id, self._removal(saga_id, place, ()), give_up)
+        if (
+            not result.succeeded and _only(result.results[0]) is not None
+        ):  # otherwise it is gone, by an earlier try of ours most likely
+            raise WrongState(f'Saga "{saga_id}" was started just now and was not deleted.')
+
+    async def remove_ended(self, ended: KeyValue, fence: Compare) -> bool:
+        """Removes the saga that has ended by this entry of the index, all of it at once, for as long as `fence` holds. False when the saga or the
+        fence is gone. Tried once. Raises `KvError`."""
+        saga_id = SagaId(last_segment(ended.key))
+        return (await self._commits.commit(saga_id, self._removal(saga_id, ended, (fence,)))).succeeded
+
+    def _removal(self, saga_id: SagaId, place: KeyValue, fences: Sequence[Compare]) -> Txn:
+        """Deletes every key of a saga, if it is still the one that stands at `place` in an index of sagas that are not active."""
+        keys = self._keys
+        log, waiting = keys.log(saga_id), keys.commands_of(saga_id)
+        deletes = [
+            Delete(place.key),
+            Delete(keys.saga(saga_id)),
+            Delete(log, prefix_end(log)),
+            Delete(waiting, prefix_end(waiting)),
+        ]
+        return Txn([created_at(place.key, place.create_revision), *fences], deletes, [Get(keys.saga(saga_id))])
+
     async def owns(self, saga_id: SagaId, epoch: Epoch) -> bool:
         """Whether the owner key is still the one of this epoch."""
         item = _only(await self._kv.get(Get(self._keys.owner(saga_id))))
@@ -371,7 +413,8 @@ class SagaStore:
             problem = f'Saga "{saga_id}" cannot be read. {error}'
         owner = SecNodeName(owner_item.value.decode()) if owner_item is not None else SecNodeName("")
         log_bytes = sum(len(item.value) for item in log.items)
-        return StoredSaga(head, tuple(entries), owner, revision, problem, log_bytes)
+        born = None if head_item is None else head_item.create_revision
+        return StoredSaga(head, tuple(entries), owner, revision, problem, log_bytes, born)
 
     def _owned(self, saga_id: SagaId, epoch: Epoch) -> Compare:
         return created_at(self._keys.owner(saga_id), epoch)

@@ -141,6 +141,7 @@ async def _watch(self: FakeNode, message: Any, context: Any) -> AsyncIterator[An
 for _method in (
     "SubmitSaga",
     "StartSaga",
+    "DeleteSaga",
     "CommandSaga",
     "GetSaga",
     "ListSagas",

@@ -490,3 +490,28 @@ async def test_check_a_saga_without_submitting_it(node: FakeNode) -> None:
     assert json.loads(unknown.stdout) == {"name": "trip", "valid": True, "not_offered": ["book_hotel"]}
     assert unknown.stderr == 'warning: No action server offers the action "book_hotel" now, so it could not be checked.\n'
     assert node.count("SubmitSaga") == 0
+
+
+async def test_delete_some_by_name_and_say_which_could_not_be(node: FakeNode) -> None:
+    sentence = 'Saga "s2" has not ended and cannot be deleted.'
+    node.answers["DeleteSaga"] = lambda m: (
+        refusal(grpc.StatusCode.FAILED_PRECONDITION, sentence, code="wrong_state")
+        if m.saga_id == "s2"
+        else coordinator_pb2.DeleteSagaResponse()
+    )
+    result = await run(node, "saga", "delete", "s1", "s2", "s3")
+    assert result.stdout == 'Saga "s1" is deleted.\nSaga "s3" is deleted.\n'
+    assert result.stderr == f"error: {sentence}\n"
+    assert result.exit_code != 0
+
+
+async def test_delete_by_a_filter_means_those_that_have_ended_and_asks_first(node: FakeNode) -> None:
+    node.answers["DeleteSaga"] = lambda m: coordinator_pb2.DeleteSagaResponse()
+    node.answers["ListSagas"] = lambda m: coordinator_pb2.ListSagasResponse(sagas=[saga(coordinator_pb2.SAGA_STATE_DONE).summary])
+    result = await run(node, "saga", "delete", "--label", "team=x", stdin="n\n")
+    assert (result.exit_code, node.count("DeleteSaga")) == (1, 0)
+    assert "Deleted, for good, would be 1 sagas: s1" in result.stderr
+    assert list(node.calls[0][1].states) == [coordinator_pb2.SAGA_STATE_DONE, coordinator_pb2.SAGA_STATE_UNDONE]
+    result = await run(node, "saga", "delete", "--label", "team=x", "--yes")
+    assert (result.exit_code, result.stdout) == (0, 'Saga "s1" is deleted.\n')
+    assert node.count("DeleteSaga") == 1

@@ -13,6 +13,8 @@ from waiting_support import eventually, until
 
 from sec.core.records import Commanded, Record, SagaId
 from sec.node.driver import SagaDriver
+from sec.store.election import Leadership
+from sec.store.kv import Get, prefix_end
 
 PATIENT = RetryPolicy(max_attempts=1000, initial_backoff_s=3600, max_backoff_s=3600)
 """A call that was not answered is made again after an hour: what comes sooner comes for another reason."""
@@ -52,6 +54,15 @@ async def driver_of(cluster: Cluster, saga_id: str) -> SagaDriver:
     owner = cluster.owner_of(saga_id)
     assert owner is not None
     return owner.node.owner.drivers[SagaId(saga_id)]
+
+
+async def leadership(cluster: Cluster) -> Leadership:
+    """Waits until some node leads, and answers the proof of it."""
+    await until(lambda: any(member.node.leader.leading for member in cluster.members.values()))
+    node = next(iter(cluster.members.values())).node
+    candidates = await node.kv.get(Get(node.keys.election, prefix_end(node.keys.election)))
+    first = min(candidates.items, key=lambda item: item.create_revision)
+    return Leadership(first.key, first.create_revision)
 
 
 async def paused(client: Client, saga_id: str) -> str:

@@ -14,7 +14,20 @@ from sec.core.errors import CorruptLog
 from sec.core.records import Done, Epoch, Outcome, OwnerChanged, SagaId, SecNodeName, Started, StartRequested, Succeeded
 from sec.node.orders import MAX_PER_STEP
 from sec.store.errors import Fenced, InvalidPageToken, PageTokenExpired, SagaExists, SagaNotFound, WrongState
-from sec.store.kv import Delete, Get, Indeterminate, Kv, KvRefused, KvUnavailable, Put, Txn, TxnResult, prefix_end
+from sec.store.kv import (
+    Delete,
+    Get,
+    Indeterminate,
+    KeyValue,
+    Kv,
+    KvRefused,
+    KvUnavailable,
+    Put,
+    Txn,
+    TxnResult,
+    created_at,
+    prefix_end,
+)
 from sec.store.listing import ListFilter
 from sec.store.memory import MemoryEtcd, MemoryKv
 
@@ -333,12 +346,16 @@ class TestStart:
         head = await desk.head("s1")
         await desk.submit(head, started=False)
         assert await desk.sagas.claim([head.saga_id], desk.ownership, NEVER) == {}
-        started = await desk.sagas.start(head.saga_id, 2, (Started("a"),), summary(head, RUNNING), desk.ownership, NEVER)  # type: ignore[arg-type]
+        started = await desk.sagas.start(
+            await desk.sagas.load(head.saga_id), 2, (Started("a"),), summary(head, RUNNING), desk.ownership, NEVER
+        )  # type: ignore[arg-type]
         stored = await desk.sagas.load(head.saga_id)
         assert stored.owner == "n1"
         assert stored.entries[-1].epoch == started.epoch
         with pytest.raises(WrongState, match='Saga "s1" has been started already'):
-            await desk.sagas.start(head.saga_id, 2, (Started("b"),), summary(head, RUNNING), desk.ownership, NEVER)  # type: ignore[arg-type]
+            await desk.sagas.start(
+                await desk.sagas.load(head.saga_id), 2, (Started("b"),), summary(head, RUNNING), desk.ownership, NEVER
+            )  # type: ignore[arg-type]
 
 
 class TestCommands:
@@ -393,16 +410,16 @@ class TestCommands:
             await desk.sagas.command(head.saga_id, command_id, b"x", NEVER)
         records, running = (StartRequested(),), summary(head, RUNNING)
         with pytest.raises(WrongState):
-            await desk.sagas.start(head.saga_id, 1, records, running, desk.ownership, NEVER, ["c1"])
+            await desk.sagas.start(await desk.sagas.load(head.saga_id), 1, records, running, desk.ownership, NEVER, ["c1"])
         assert len(await desk.sagas.commands(head.saga_id)) == 3, "a start that was refused takes nothing up"
-        await desk.sagas.start(head.saga_id, 2, records, running, desk.ownership, NEVER, ["c1", "c3"])
+        await desk.sagas.start(await desk.sagas.load(head.saga_id), 2, records, running, desk.ownership, NEVER, ["c1", "c3"])
         assert await desk.sagas.commands(head.saga_id) == [("c2", b"x")]
 
     async def test_a_start_that_nobody_owns_leaves_them_to_the_claimer(self, desk: Desk, other: Desk) -> None:
         head = await desk.head("s1")
         await desk.submit(head, started=False)
         await desk.sagas.command(head.saga_id, "c1", b"x", NEVER)
-        await desk.sagas.start(head.saga_id, 2, (StartRequested(),), summary(head, RUNNING), None, NEVER)
+        await desk.sagas.start(await desk.sagas.load(head.saga_id), 2, (StartRequested(),), summary(head, RUNNING), None, NEVER)
         claimed = await other.sagas.claim([head.saga_id], other.ownership, NEVER)
         assert claimed[head.saga_id].commands == [("c1", b"x")]
 
@@ -412,9 +429,10 @@ class TestCommands:
         await memory_desk.sagas.command(head.saga_id, "c1", b"x", NEVER)
         kv = memory_desk.kv
         assert isinstance(kv, MemoryKv)
+        stored = await memory_desk.sagas.load(head.saga_id)
         kv.lose_next_answer()
         running = summary(head, RUNNING)
-        started = await memory_desk.sagas.start(head.saga_id, 2, (StartRequested(),), running, memory_desk.ownership, NEVER, ["c1"])
+        started = await memory_desk.sagas.start(stored, 2, (StartRequested(),), running, memory_desk.ownership, NEVER, ["c1"])
         assert await memory_desk.sagas.owns(head.saga_id, started.epoch)  # type: ignore[arg-type]
         assert await memory_desk.sagas.commands(head.saga_id) == []
 
@@ -426,7 +444,9 @@ class TestCommands:
         for command_id in ids:
             await desk.sagas.command(head.saga_id, command_id, b"x", NEVER)
         neighbours = [await desk.head(f"n{i}") for i in range(150)]
-        start = desk.sagas.start(head.saga_id, 2, (StartRequested(),), summary(head, RUNNING), desk.ownership, NEVER, ids)
+        start = desk.sagas.start(
+            await desk.sagas.load(head.saga_id), 2, (StartRequested(),), summary(head, RUNNING), desk.ownership, NEVER, ids
+        )
         answers = await asyncio.gather(
             *(desk.submit(n) for n in neighbours[:75]), start, *(desk.submit(n) for n in neighbours[75:])
         )
@@ -561,3 +581,71 @@ class TestDefinitions:
         await desk.kv.txn(Txn(then=[Delete(key)]))
         with pytest.raises(CorruptLog, match="is not in the store"):
             await fresh.definitions.graph(head.definition_hash)
+
+
+class TestRemoval:
+    async def ended(self, desk: Desk, saga_id: str) -> KeyValue:
+        head = await desk.head(saga_id)
+        epoch = (await desk.submit(head)).epoch
+        assert epoch is not None
+        await desk.sagas.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=summary(head, DONE), ended=True, give_up=NEVER)
+        return (await desk.kv.get(Get(desk.keys.ended(head.saga_id)))).items[0]
+
+    async def keys_of(self, desk: Desk, saga_id: str) -> set[bytes]:
+        """Every key that has the saga's id as one of its segments."""
+        found = await desk.kv.get(Get(desk.prefix, prefix_end(desk.prefix)))
+        return {item.key for item in found.items if saga_id.encode() in item.key.split(b"/")}
+
+    async def test_nothing_is_left_of_a_saga_that_was_deleted_and_its_neighbours_stay(self, desk: Desk) -> None:
+        for saga_id in ("s1", "s10", "s"):
+            await self.ended(desk, saga_id)
+        before = await self.keys_of(desk, "s10") | await self.keys_of(desk, "s")
+        assert len(await self.keys_of(desk, "s1")) == 4, "its head, two batches of its log, and the index"
+        await desk.sagas.delete(SagaId("s1"), NEVER)
+        assert await self.keys_of(desk, "s1") == set()
+        assert await self.keys_of(desk, "s10") | await self.keys_of(desk, "s") == before
+        with pytest.raises(SagaNotFound, match='There is no saga "s1"'):
+            await desk.sagas.delete(SagaId("s1"), NEVER)
+
+    async def test_one_that_was_never_started_goes_with_its_commands(self, desk: Desk) -> None:
+        await desk.submit(await desk.head("s1"), started=False)
+        await desk.sagas.command(SagaId("s1"), "c1", b"x", NEVER)
+        await desk.sagas.delete(SagaId("s1"), NEVER)
+        assert await self.keys_of(desk, "s1") == set()
+
+    async def test_an_active_one_is_left_alone(self, desk: Desk) -> None:
+        await desk.submit(await desk.head("s1"))
+        before = await self.keys_of(desk, "s1")
+        with pytest.raises(WrongState, match='Saga "s1" has not ended and cannot be deleted'):
+            await desk.sagas.delete(SagaId("s1"), NEVER)
+        assert await self.keys_of(desk, "s1") == before
+
+    async def test_a_deletion_whose_answer_was_lost_has_happened(self, memory_desk: Desk) -> None:
+        await self.ended(memory_desk, "s1")
+        kv = memory_desk.kv
+        assert isinstance(kv, MemoryKv)
+        kv.lose_next_answer()
+        await memory_desk.sagas.delete(SagaId("s1"), NEVER)
+        assert await self.keys_of(memory_desk, "s1") == set()
+
+    async def test_another_saga_under_the_same_id_is_not_started_in_the_place_of_one_that_was_deleted(self, desk: Desk) -> None:
+        await desk.submit(await desk.head("s1"), started=False)
+        read_before = await desk.sagas.load(SagaId("s1"))
+        await desk.sagas.delete(SagaId("s1"), NEVER)
+        another = await desk.head("s1", params="another")
+        await desk.submit(another, started=False)
+        with pytest.raises(WrongState, match="or was deleted meanwhile"):
+            await desk.sagas.start(read_before, 2, (StartRequested(),), summary(another, RUNNING), desk.ownership, NEVER)
+        assert len((await desk.sagas.load(SagaId("s1"))).entries) == 1
+
+    async def test_what_a_leader_removes_is_fenced_by_its_leadership_and_by_the_saga_that_it_saw(self, desk: Desk) -> None:
+        leader = desk.prefix + b"leader"
+        revision = (await desk.kv.txn(Txn(then=[Put(leader, b"")]))).revision
+        seen = await self.ended(desk, "s1")
+        assert not await desk.sagas.remove_ended(seen, created_at(leader, revision + 1))
+        await desk.sagas.delete(SagaId("s1"), NEVER)
+        again = await self.ended(desk, "s1")
+        assert not await desk.sagas.remove_ended(seen, created_at(leader, revision))
+        assert len(await self.keys_of(desk, "s1")) == 4
+        assert await desk.sagas.remove_ended(again, created_at(leader, revision))
+        assert await self.keys_of(desk, "s1") == set()

@@ -168,6 +168,7 @@ class SagaSummary(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     PAUSE_REASON_FIELD_NUMBER: _builtins.int
+    DEFINITION_HASH_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     name: _builtins.str
     """The name of its definition."""
@@ -180,6 +181,8 @@ class SagaSummary(_message.Message):
     paused: _builtins.bool
     """An operator or a breakpoint holds it: nothing new is dispatched."""
     pause_reason: _builtins.str
+    definition_hash: _builtins.str
+    """What it was made from; see Saga."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -199,10 +202,11 @@ class SagaSummary(_message.Message):
         error: Global___NodeError | None = ...,
         paused: _builtins.bool = ...,
         pause_reason: _builtins.str = ...,
+        definition_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "ended_us", b"ended_us", "error", b"error", "labels", b"labels", "name", b"name", "owner", b"owner", "pause_reason", b"pause_reason", "paused", b"paused", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "definition_hash", b"definition_hash", "ended_us", b"ended_us", "error", b"error", "labels", b"labels", "name", b"name", "owner", b"owner", "pause_reason", b"pause_reason", "paused", b"paused", "saga_id", b"saga_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -557,6 +561,40 @@ class CommandSagaResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommandSagaResponse: _TypeAlias = CommandSagaResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSagaRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    saga_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        saga_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["saga_id", b"saga_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSagaRequest: _TypeAlias = DeleteSagaRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSagaResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSagaResponse: _TypeAlias = DeleteSagaResponse  # noqa: Y015
 
 @_typing.final
 class GetSagaRequest(_message.Message):
@@ -937,6 +975,7 @@ class SecNode(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     OWNED_SAGAS_FIELD_NUMBER: _builtins.int
     STARTED_US_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     """Where it serves this service, as it advertises it."""
@@ -947,6 +986,10 @@ class SecNode(_message.Message):
     owned_sagas: _builtins.int
     """Sagas that it owns."""
     started_us: _builtins.int
+    trouble: _builtins.str
+    """Why it does not serve, as sentences: it is drained, say, or sagas wait for it for too long. Empty when it serves. Known of the node that
+    answered only.
+    """
     def __init__(
         self,
         *,
@@ -957,10 +1000,11 @@ class SecNode(_message.Message):
         draining: _builtins.bool = ...,
         owned_sagas: _builtins.int = ...,
         started_us: _builtins.int = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "leader", b"leader", "name", b"name", "owned_sagas", b"owned_sagas", "started_us", b"started_us", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "leader", b"leader", "name", b"name", "owned_sagas", b"owned_sagas", "started_us", b"started_us", "trouble", b"trouble", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,6 +49,11 @@ class CoordinatorStub:
                 request_serializer=sec_dot_v1_dot_coordinator__pb2.CommandSagaRequest.SerializeToString,
                 response_deserializer=sec_dot_v1_dot_coordinator__pb2.CommandSagaResponse.FromString,
                 _registered_method=True)
+        self.DeleteSaga = channel.unary_unary(
+                '/sec.v1.Coordinator/DeleteSaga',
+                request_serializer=sec_dot_v1_dot_coordinator__pb2.DeleteSagaRequest.SerializeToString,
+                response_deserializer=sec_dot_v1_dot_coordinator__pb2.DeleteSagaResponse.FromString,
+                _registered_method=True)
         self.GetSaga = channel.unary_unary(
                 '/sec.v1.Coordinator/GetSaga',
                 request_serializer=sec_dot_v1_dot_coordinator__pb2.GetSagaRequest.SerializeToString,
@@ -122,6 +127,14 @@ class CoordinatorServicer:
     def CommandSaga(self, request, context):
         """Gives a saga a command. Acknowledged when durable; the owner of the saga takes it up. Idempotent by `command_id`. FAILED_PRECONDITION
         when it makes no sense as the saga stands; should that change before it is taken up, its record says why it was refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSaga(self, request, context):
+        """Removes a saga that has ended or was never started: all of it at once, and for good. Its id is then free again. FAILED_PRECONDITION when
+        it is active.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -219,6 +232,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.CommandSaga,
                     request_deserializer=sec_dot_v1_dot_coordinator__pb2.CommandSagaRequest.FromString,
                     response_serializer=sec_dot_v1_dot_coordinator__pb2.CommandSagaResponse.SerializeToString,
+            ),
+            'DeleteSaga': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSaga,
+                    request_deserializer=sec_dot_v1_dot_coordinator__pb2.DeleteSagaRequest.FromString,
+                    response_serializer=sec_dot_v1_dot_coordinator__pb2.DeleteSagaResponse.SerializeToString,
             ),
             'GetSaga': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSaga,
@@ -352,6 +370,33 @@ class Coordinator:
             '/sec.v1.Coordinator/CommandSaga',
             sec_dot_v1_dot_coordinator__pb2.CommandSagaRequest.SerializeToString,
             sec_dot_v1_dot_coordinator__pb2.CommandSagaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSaga(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sec.v1.Coordinator/DeleteSaga',
+            sec_dot_v1_dot_coordinator__pb2.DeleteSagaRequest.SerializeToString,
+            sec_dot_v1_dot_coordinator__pb2.DeleteSagaResponse.FromString,
             options,
             channel_credentials,
             insecure,

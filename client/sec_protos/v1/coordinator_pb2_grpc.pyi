@@ -45,6 +45,10 @@ class CoordinatorStub:
     """Gives a saga a command. Acknowledged when durable; the owner of the saga takes it up. Idempotent by `command_id`. FAILED_PRECONDITION
     when it makes no sense as the saga stands; should that change before it is taken up, its record says why it was refused.
     """
+    DeleteSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DeleteSagaRequest, _coordinator_pb2.DeleteSagaResponse]
+    """Removes a saga that has ended or was never started: all of it at once, and for good. Its id is then free again. FAILED_PRECONDITION when
+    it is active.
+    """
     GetSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaRequest, _coordinator_pb2.GetSagaResponse]
     """The state of a saga and of each of its nodes. Linearizable: it reflects everything acknowledged before the call."""
     ListSagas: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListSagasRequest, _coordinator_pb2.ListSagasResponse]
@@ -88,6 +92,10 @@ class CoordinatorAsyncStub(CoordinatorStub):
     CommandSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CommandSagaRequest, _coordinator_pb2.CommandSagaResponse]  # type: ignore[assignment]
     """Gives a saga a command. Acknowledged when durable; the owner of the saga takes it up. Idempotent by `command_id`. FAILED_PRECONDITION
     when it makes no sense as the saga stands; should that change before it is taken up, its record says why it was refused.
+    """
+    DeleteSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DeleteSagaRequest, _coordinator_pb2.DeleteSagaResponse]  # type: ignore[assignment]
+    """Removes a saga that has ended or was never started: all of it at once, and for good. Its id is then free again. FAILED_PRECONDITION when
+    it is active.
     """
     GetSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaRequest, _coordinator_pb2.GetSagaResponse]  # type: ignore[assignment]
     """The state of a saga and of each of its nodes. Linearizable: it reflects everything acknowledged before the call."""
@@ -147,6 +155,16 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_coordinator_pb2.CommandSagaResponse, _abc.Awaitable[_coordinator_pb2.CommandSagaResponse]]:
         """Gives a saga a command. Acknowledged when durable; the owner of the saga takes it up. Idempotent by `command_id`. FAILED_PRECONDITION
         when it makes no sense as the saga stands; should that change before it is taken up, its record says why it was refused.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteSaga(
+        self,
+        request: _coordinator_pb2.DeleteSagaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.DeleteSagaResponse, _abc.Awaitable[_coordinator_pb2.DeleteSagaResponse]]:
+        """Removes a saga that has ended or was never started: all of it at once, and for good. Its id is then free again. FAILED_PRECONDITION when
+        it is active.
         """
 
     @_abc_1.abstractmethod

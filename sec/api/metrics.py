@@ -1,0 +1,78 @@
+"""What an SEC node tells Prometheus, over HTTP on an address of its own. Gauges are read when they are asked for, on the thread of the HTTP server;
+so what they read must be readable at any instant.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sec.api.server import CannotListen
+from sec.core.transitions import Course
+from sec.dispatch.calls import Answer, Call
+from sec.node.node import SecNode
+
+_COURSES = (Course.RUNNING, Course.UNWINDING, Course.STUCK)
+_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class _Now(Collector):
+    """What is true of a node at the moment."""
+
+    def __init__(self, node: SecNode) -> None:
+        self._node = node
+
+    def collect(self) -> Iterator[Metric]:
+        node = self._node
+        owned = Counter(driver.state.course for driver in node.owner.drivers_now())
+        states = {str(course.value): owned[course] for course in _COURSES} | {"corrupt": len(node.owner.unreadable)}
+        sagas = GaugeMetricFamily("sec_sagas_owned", "Sagas that this node owns.", labels=["state"])
+        for state, count in states.items():
+            sagas.add_metric([state], count)
+        yield sagas
+        yield GaugeMetricFamily("sec_leader", "1 while this node leads.", value=node.leader.leading)
+        yield GaugeMetricFamily("sec_serving", "1 while this node serves, as its health says.", value=node.serving)
+        commits = node.commits
+        yield GaugeMetricFamily("sec_store_writes_waiting", "Writes that wait for a transaction to share.", value=commits.depth)
+        yield CounterMetricFamily("sec_store_writes", "Writes of sagas that were sent to the store.", value=commits.sent)
+        yield CounterMetricFamily("sec_store_transactions", "Transactions that carried them.", value=commits.transactions)
+
+
+class Metrics:
+    """Serves the metrics of one node, from when it is made until `close`. Raises `CannotListen`."""
+
+    def __init__(self, node: SecNode, host: str, port: int) -> None:
+        registry = CollectorRegistry()
+        registry.register(_Now(node))
+        self._calls = Histogram(
+            "sec_call_seconds",
+            "Calls of action servers, from their start to the answer or its loss.",
+            ["action", "phase", "answer"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        node.owner.on_call = self._called
+        self._server: WSGIServer
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            raise CannotListen(
+                f'SEC node "{node.settings.name}" cannot serve metrics at {host}:{port}: {error}. Is another one running there?'
+            ) from error
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._server.server_port
+
+    def close(self) -> None:
+        """Ends the HTTP server. Returns within half a second."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _called(self, call: Call, answer: Answer, took_s: float) -> None:
+        self._calls.labels(call.action, call.phase.value, type(answer).__name__.lower()).observe(took_s)

@@ -1,0 +1,61 @@
+"""Whether an SEC node does what it has accepted: a node that holds a session and takes sagas, and does not bring them forward, is not well.
+
+It is judged by ages, and not by events: how long the oldest step of a saga has waited to be decided and written, how long the oldest write
+has waited for its turn, and how late the event loop is.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from sec.core.records import SecNodeName
+from sec.node.driver import SagaDriver
+from sec.store.commit import GroupCommit
+
+_log = logging.getLogger(__name__)
+
+LOOK_S = 0.5
+
+
+class Progress:
+    """Looks at the work of a node. `trouble` says, as sentences, what has waited for longer than the limit; empty: nothing has."""
+
+    def __init__(
+        self, sec_node: SecNodeName, drivers: Callable[[], Iterable[SagaDriver]], commits: GroupCommit, stall_limit_s: float
+    ) -> None:
+        self.trouble = ""
+        self._sec_node = sec_node
+        self._drivers = drivers
+        self._commits = commits
+        self._stall_limit_s = stall_limit_s
+
+    async def run(self) -> None:
+        """Looks again and again, until it is cancelled; says in the log when trouble begins and ends."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(LOOK_S)
+            now = loop.time()
+            trouble = " ".join(self._found(now, now - began - LOOK_S))
+            if trouble and not self.trouble:
+                _log.error('SEC node "%s" is not well: %s', self._sec_node, trouble)
+            elif self.trouble and not trouble:
+                _log.warning('SEC node "%s" is well again.', self._sec_node)
+            self.trouble = trouble
+
+    def _found(self, now: float, late_s: float) -> list[str]:
+        since = now - self._stall_limit_s
+        found = []
+        stalled = [(began, driver) for driver in self._drivers() if (began := driver.step_since) is not None and began <= since]
+        if stalled:
+            began, oldest = min(stalled, key=lambda each: each[0])
+            found.append(
+                f"{len(stalled)} of its sagas wait for their next step to be decided and written; "
+                f'saga "{oldest.saga_id}" has for {now - began:.0f} s.'
+            )
+        waiting_since = self._commits.waiting_since
+        if waiting_since is not None and waiting_since <= since:
+            found.append(f"{self._commits.depth} writes wait for the store; the first has for {now - waiting_since:.0f} s.")
+        if late_s >= self._stall_limit_s:
+            found.append(f"The event loop was late by {late_s:.0f} s.")
+        return found

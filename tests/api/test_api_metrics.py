@@ -1,0 +1,56 @@
+"""What a node tells Prometheus."""
+
+import asyncio
+import urllib.request
+
+import pytest
+from inprocess_support import World, chain, cluster
+from waiting_support import eventually, until
+
+from sec.api.metrics import Metrics
+from sec.api.server import CannotListen
+
+
+async def test_a_node_tells_of_its_sagas_its_writes_and_its_calls() -> None:
+    world = World(do={"b": ["hold"]})
+    async with cluster("n1") as c, c.client() as client:
+        node = c.members["n1"].node
+        metrics = Metrics(node, "127.0.0.1", 0)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+        def fetch() -> dict[str, float]:
+            with opener.open(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+                lines = answer.read().decode().splitlines()
+            return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+        try:
+            await c.serve(world.server())
+            await until(lambda: node.leader.leading)
+            await client.submit(chain("a", "b"), saga_id="s1")
+            await until(lambda: world.count("do", "b") == 1)
+
+            async def told_of_one_call() -> dict[str, float]:
+                told = await asyncio.to_thread(fetch)
+                return told if told.get('sec_call_seconds_count{action="step",answer="answered",phase="do"}') == 1 else {}
+
+            told = await eventually(told_of_one_call)
+            assert told['sec_sagas_owned{state="running"}'] == 1
+            assert told['sec_sagas_owned{state="stuck"}'] == 0
+            assert (told["sec_leader"], told["sec_serving"], told["sec_store_writes_waiting"]) == (1, 1, 0)
+            assert told["sec_store_writes_total"] >= told["sec_store_transactions_total"] >= 2
+            world.gate.set()
+            await client.wait("s1", timeout_s=20)
+            assert (await asyncio.to_thread(fetch))['sec_sagas_owned{state="running"}'] == 0
+        finally:
+            await asyncio.to_thread(metrics.close)
+
+
+async def test_a_port_that_is_taken_is_named() -> None:
+    async with cluster("n1") as c:
+        node = c.members["n1"].node
+        metrics = Metrics(node, "127.0.0.1", 0)
+        try:
+            with pytest.raises(CannotListen, match=f"cannot serve metrics at 127.0.0.1:{metrics.port}: "):
+                Metrics(node, "127.0.0.1", metrics.port)
+        finally:
+            await asyncio.to_thread(metrics.close)
