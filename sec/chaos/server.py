@@ -127,13 +127,18 @@ class Journal(grpc.aio.ServerInterceptor):
         return answer
 
 
-def make_server(folder: Path, name: str) -> ActionServer:
-    """The server, which keeps its marks and effects in `folder`."""
-    journal = Journal(journal_of(folder, name).open("a", encoding="utf-8"))
-    server = ActionServer(name, store=SqliteStore(folder / DATABASE), max_concurrency=500, interceptors=[journal])
+def make_server(folder: Path, name: str, journal: IO[str]) -> ActionServer:
+    """The server, which keeps its marks and effects in `folder`, and writes its journal to an open file."""
+    server = ActionServer(name, store=SqliteStore(folder / DATABASE), max_concurrency=500, interceptors=[Journal(journal)])
     server.action(ACTION)(do).undo(undo)
     return server
 
 
+def main(folder: Path, name: str, sec: str) -> None:
+    """Serves until SIGTERM."""
+    with journal_of(folder, name).open("a", encoding="utf-8") as journal:
+        make_server(folder, name, journal).run("127.0.0.1:0", sec=sec)
+
+
 if __name__ == "__main__":
-    make_server(Path(sys.argv[1]), sys.argv[2]).run("127.0.0.1:0", sec=sys.argv[3])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
