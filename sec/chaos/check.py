@@ -38,6 +38,10 @@ _OfASaga = TypeVar("_OfASaga", Delivery, "Had")
 SLACK_US = 2_000_000
 """How long a call may be on its way, and a command may wait for an owner that lives."""
 
+UNDER_WAY_US = 500_000
+"""How long before a process was stopped what it was about to send may have been decided: it is sent when the process goes on, whatever has
+become of its lease, and action servers refuse it by its epoch. No check within the process can prevent that."""
+
 INVARIANTS = {
     0: "The run is complete, and no process ended by itself.",
     1: "Epochs never go back, and each has one writer.",
@@ -286,9 +290,23 @@ class _Saga:
         over_us = next((time_us for epoch, time_us in takeovers if epoch > delivery.epoch), None)
         if over_us is None or delivery.at_us <= over_us + SLACK_US or self._at_fault([delivery.server], over_us, delivery.at_us):
             return
+        if self._was_under_way(delivery):
+            return
         late_s = (delivery.at_us - over_us) / 1e6
         self._violated(
             7, f'{what} was dispatched by "{delivery.sec_node}" {late_s:.1f} s after another node had taken the saga over.'
+        )
+
+    def _was_under_way(self, delivery: Delivery) -> bool:
+        """The caller was stopped right behind its last record, and has just gone on."""
+        decided_us = max((e.time_us for e in self.log.entries if e.epoch == delivery.epoch), default=0)
+        return any(
+            fault.target == delivery.sec_node
+            and fault.how == "stop"
+            and fault.start_us <= decided_us + UNDER_WAY_US
+            and decided_us <= fault.end_us
+            and delivery.at_us <= fault.end_us + UNDER_WAY_US
+            for fault in self.faults
         )
 
     def _pause(self, what: str, delivery: Delivery) -> None:

@@ -227,16 +227,16 @@ def _manner(shape: str, chance: random.Random) -> Manner:
     nodes = NODES[shape]
     manner = Manner()
     for path in nodes:
+        # Fast ones would be over before a command or a fault comes.
+        manner.slow[path] = round(chance.uniform(0.0, 2.0 if chance.random() < 0.1 else 0.4), 3)
         draw = chance.random()
         if draw < 0.10:
-            manner.slow[path] = round(chance.uniform(0.2, 2.0), 3)
-        elif draw < 0.18:
             manner.unavailable[path] = chance.randint(1, 3)
-        elif draw < 0.26:
+        elif draw < 0.18:
             manner.lost[path] = chance.randint(1, 3)
-        elif draw < 0.34:
+        elif draw < 0.26:
             manner.twice[path] = chance.randint(1, 3)
-        elif draw < 0.40:
+        elif draw < 0.32:
             manner.late[path] = round(chance.uniform(0.1, 1.0), 3)
     behind = nodes.index("b") if shape == "committed" else len(nodes)
     failing = chance.randrange(len(nodes)) if chance.random() < 0.35 else None

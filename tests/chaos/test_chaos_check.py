@@ -291,9 +291,19 @@ def test_what_was_held_up_on_its_way_is_no_dispatch_while_paused() -> None:
 def test_a_dispatch_by_a_node_whose_lease_had_ended() -> None:
     evidence = healthy()
     late = delivery("well", 25.0, "b", epoch=1)
-    hung = Injected("stop", "stop", "sec-1", at(3), at(24.9))
+    hung = Injected("stop", "stop", "sec-1", at(4), at(24.9))
     found = check(replace(evidence, deliveries=[*evidence.deliveries, late], events=[*evidence.events, hung]))
     only(found, 7, 'dispatched by "sec-1" 15.0 s after another node had taken the saga over')
+
+
+def test_a_call_that_was_under_way_when_its_node_was_stopped_is_sent_later() -> None:
+    evidence = healthy()
+    hung = Injected("stop", "stop", "sec-1", at(3.1), at(24.9))
+    late = delivery("well", 25.0, "b", epoch=1)
+    assert check(replace(evidence, deliveries=[*evidence.deliveries, late], events=[*evidence.events, hung])) == []
+    later = delivery("well", 26.0, "b", epoch=1)
+    found = check(replace(evidence, deliveries=[*evidence.deliveries, later], events=[*evidence.events, hung]))
+    only(found, 7, 'dispatched by "sec-1" 16.0 s after')
 
 
 # 8

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from evidence_support import at, given, healthy
@@ -77,6 +78,7 @@ def test_the_report_shows_the_lanes_the_faults_and_the_takeovers() -> None:
     assert "kill (owner) for 4.0 s, from 5.0 s on" in page
     assert "sec-2 took 1 sagas over at 10.1 s" in page
     assert "http" not in page, "it needs nothing else"
+    ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])
 
 
 def test_the_report_tells_violations_and_says_what_it_says_as_text() -> None:
