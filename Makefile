@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test conformance mutants bench-failover gen check-gen lint format types imports check clean
+.PHONY: help install demo test chaos conformance mutants bench-failover gen check-gen lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
@@ -35,6 +35,11 @@ demo: $(INSTALLED) ## Run a saga whose owner is killed, and one that fails and u
 
 test: $(INSTALLED) ## Run the tests; other options: make test ARGS='-n 0 tests/core'
 	@$(BIN)/pytest $(ARGS)
+
+chaos: ARGS := --seed 1
+chaos: $(INSTALLED) ## A minute of chaos with each kind of fault, and one with all of them; another seed: make chaos ARGS='--seed 8'
+	@for faults in kill stop restart drain servers kill,stop,restart,drain,servers; do \
+	    echo "Faults: $$faults"; $(BIN)/sec chaos run --faults "$$faults" $(ARGS) || exit 1; done
 
 conformance: ARGS :=
 conformance: $(INSTALLED) ## Run every row of the conformance table, and print it; a row without a test fails too: make conformance ARGS=--strict
@@ -77,5 +82,5 @@ imports: $(INSTALLED) ## Check import directions (.importlinter)
 check: lint types imports check-gen test ## All of the checks, and then the tests
 
 clean: ## Remove caches and what demo and tests left; .venv stays
-	@rm -rf build dist .demo sec-dev-data .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf build dist .demo sec-dev-data sec-chaos-* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,6 +53,26 @@ async def test_what_a_handler_sees() -> None:
     assert seen["thread"] is False
 
 
+class Refusing(grpc.aio.ServerInterceptor):
+    """Lets no call through."""
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+
+        async def refuse(message: Any, context: Any) -> None:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"nobody may call {details.method}")
+
+        return grpc.unary_unary_rpc_method_handler(refuse, handler.request_deserializer, handler.response_serializer)
+
+
+async def test_interceptors_come_before_the_kit() -> None:
+    made, called = server(interceptors=[Refusing()]), []
+    made.action("look", undo=None)(lambda call: called.append(call.key))
+    async with serving(made) as actions:
+        assert (await status_of(actions.do("look")))[0] is grpc.StatusCode.PERMISSION_DENIED
+    assert not called
+
+
 async def test_bytes_come_and_go_as_they_are() -> None:
     made = server()
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from core_checkers import Checker, Dispatched, check_all_or_none, check_settled, check_step, require
 from sec_model import Deadline, Graph, OnDeadline, Payload
 from sec_model.commands import (
     Abort,
@@ -33,6 +32,7 @@ from sec_model.commands import (
 from sec_model.graph import NodeKind
 
 from sec.codec import record_from_proto, record_to_proto
+from sec.core.checkers import Checker, Dispatched, check_all_or_none, check_settled, check_step, require
 from sec.core.decide import (
     AnswerMissing,
     Begin,

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import compact
 import pytest
-from core_checkers import Dispatched, Violated, check_all_or_none, check_history, check_settled, check_step
 from mini_driver import FOREVER, FakeActionServer, MiniDriver
 from sec_model import OnDeadline, Payload
 from sec_model.commands import (
@@ -24,6 +23,7 @@ from sec_model.commands import (
 )
 from sec_model.commands import Step as StepOnce
 
+from sec.core.checkers import Dispatched, Violated, check_all_or_none, check_history, check_settled, check_step
 from sec.core.decide import Dispatch
 from sec.core.records import (
     AttemptFailed,

@@ -4,10 +4,10 @@ from collections import Counter
 
 import compact
 import pytest
-from core_checkers import check_all_or_none
 from mini_driver import FOREVER, FakeActionServer, MiniDriver
 from sec_model.graph import NodeKind
 
+from sec.core.checkers import check_all_or_none
 from sec.core.records import LogEntry, Phase
 from sec.core.status import node_state
 from sec.core.transitions import Course

@@ -50,6 +50,8 @@ class ActionServer:
     Plain functions run on threads, async ones on the event loop. `max_concurrency` bounds the calls in hand: one more is refused with
     RESOURCE_EXHAUSTED, and the cluster repeats it later. Two servers that offer the same action must share one store.
 
+    `interceptors` of gRPC see every delivery before the kit does, for authentication, traces or tests.
+
     A handler is called again, with the same key, whenever the outcome of an earlier call is not known; an effect in `call.db` is had
     exactly once, for any other see `Call.db`.
     """
@@ -61,6 +63,7 @@ class ActionServer:
         store: Store | None = None,
         max_concurrency: int = DEFAULT_MAX_CONCURRENCY,
         max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency is {max_concurrency}; it must be at least 1.")
@@ -71,6 +74,7 @@ class ActionServer:
         """The port it listens on, once it is started."""
         self._max_concurrency = max_concurrency
         self._max_output_bytes = max_output_bytes
+        self._interceptors = tuple(interceptors)
         self._logger = logging.getLogger(f"sec_client.kit.{name}")
         self._server: grpc.aio.Server | None = None
         self._service: ActionService | None = None
@@ -141,7 +145,9 @@ class ActionServer:
             max_output_bytes=self._max_output_bytes,
             logger=self._logger,
         )
-        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=self._max_concurrency + _CALLS_BESIDE)
+        self._server = grpc.aio.server(
+            interceptors=self._interceptors, options=_OPTIONS, maximum_concurrent_rpcs=self._max_concurrency + _CALLS_BESIDE
+        )
         action_server_pb2_grpc.add_ActionServerServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         try:

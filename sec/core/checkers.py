@@ -1,4 +1,4 @@
-"""The invariants of docs/design.md that can be seen at the core, checked against what was written and dispatched.
+"""The invariants of docs/chaos.md that a log and the dispatches show, as checkers: for tests, and for histories of real clusters.
 
 Written on purpose without `SagaState`: they keep a model of their own, so that a mistake in the core is not repeated here.
 """
@@ -57,7 +57,7 @@ from sec.core.state import SagaState
 
 
 class Violated(AssertionError):
-    """An invariant does not hold. The message begins with its number in the design."""
+    """An invariant does not hold. The message begins with its number."""
 
 
 @dataclass(frozen=True)

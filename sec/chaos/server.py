@@ -1,0 +1,144 @@
+"""The action server of a chaos run, in a process of its own: `python -m sec.chaos.server FOLDER NAME SEC_ADDRESSES`.
+
+Its effects are rows of the kit's own SQLite file, which all action servers of the run share: what is in the table `inventory` is in the world,
+and `had` tells of each effect that was had or taken back, in the same transaction. What arrives goes into a journal of this process.
+How the action behaves at a node stands in the params of the saga (`sec.chaos.plan.Manner`).
+"""
+
+import asyncio
+import itertools
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import IO, Any
+
+import grpc
+import grpc.aio
+from sec_client.kit import ActionFailed, ActionServer, Call, SqliteStore, Unavailable
+from sec_model.codec import payload_from_proto
+from sec_protos.v1 import action_server_pb2 as pb
+
+from sec.chaos.history import now_us, write_line
+from sec.chaos.plan import ACTION
+
+DATABASE = "world.db"
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS inventory (key TEXT PRIMARY KEY, saga_id TEXT NOT NULL, node TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS had (key TEXT, phase TEXT, saga_id TEXT, node TEXT, epoch INTEGER, at_us INTEGER)",
+)
+_PATHS = {"/sec.v1.ActionServer/Do": "do", "/sec.v1.ActionServer/Undo": "undo"}
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+def journal_of(folder: Path, name: str) -> Path:
+    """The journal of the action server of this name."""
+    return folder / f"{name}.journal.jsonl"
+
+
+async def do(call: Call) -> str:
+    await _behave(call, "fail")
+    db = await _open(call)
+    db.execute("INSERT INTO inventory VALUES (?, ?, ?)", (call.key, call.saga_id, call.node))
+    db.execute("INSERT INTO had VALUES (?, 'do', ?, ?, ?, ?)", (call.key, call.saga_id, call.node, call.epoch, now_us()))
+    return call.node
+
+
+async def undo(call: Call) -> None:
+    await _behave(call, "undo_fail")
+    db = await _open(call)
+    taken = db.execute("DELETE FROM inventory WHERE key = ?", (call.key,)).rowcount
+    if taken:  # the action may never have happened
+        db.execute("INSERT INTO had VALUES (?, 'undo', ?, ?, ?, ?)", (call.key, call.saga_id, call.node, call.epoch, now_us()))
+
+
+async def _behave(call: Call, fail: str) -> None:
+    params = call.params or {}
+    await asyncio.sleep(params.get("slow", {}).get(call.node, 0.0))
+    if call.attempt <= params.get("unavailable", {}).get(call.node, 0):
+        raise Unavailable(f"{call.node} is not there for its first attempts")
+    if call.attempt <= params.get(fail, {}).get(call.node, 0):
+        raise ActionFailed(f"{call.node} does not work")
+
+
+async def _open(call: Call) -> Any:
+    db = await call.open_db()
+    for table in _TABLES:
+        db.execute(table)
+    return db
+
+
+class Journal(grpc.aio.ServerInterceptor):
+    """Writes down each delivery before the kit sees it, and its answer; makes deliveries come twice, and answers come late or not at all."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._numbers = itertools.count(1)
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        phase = _PATHS.get(details.method)
+        if handler is None or phase is None:
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            self._wrapped(phase, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _wrapped(self, phase: str, inner: Handler) -> Handler:
+        async def deliver(message: pb.DoRequest | pb.UndoRequest, context: Any) -> Any:
+            about = message.call
+            params = payload_from_proto(message.params).value() or {}
+            answer = await self._one(phase, inner, message, context)
+            if about.attempt <= params.get("twice", {}).get(about.node, 0):
+                answer = await self._one(phase, inner, message, context)
+            await asyncio.sleep(params.get("late", {}).get(about.node, 0.0))
+            if about.attempt <= params.get("lost", {}).get(about.node, 0):
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "The answer is lost on purpose.")
+            return answer
+
+        return deliver
+
+    async def _one(self, phase: str, inner: Handler, message: pb.DoRequest | pb.UndoRequest, context: Any) -> Any:
+        about = message.call
+        number = f"{os.getpid()}-{next(self._numbers)}"
+        arrival = {
+            "id": number,
+            "at_us": now_us(),
+            "saga_id": about.saga_id,
+            "node": about.node,
+            "phase": phase,
+            "key": about.idempotency_key,
+            "epoch": about.epoch,
+            "attempt": about.attempt,
+            "sec_node": about.sec_node,
+        }
+        write_line(self._file, arrival)
+        outcome = "cut off"
+        try:
+            answer = await inner(message, context)
+            outcome = "failure" if answer.HasField("failure") else "output"
+        except BaseException:
+            code = context.code()
+            outcome = getattr(code, "name", str(code)) if code else outcome
+            raise
+        finally:
+            write_line(self._file, {"id": number, "outcome": outcome, "end_us": now_us()})
+        return answer
+
+
+def make_server(folder: Path, name: str, journal: IO[str]) -> ActionServer:
+    """The server, which keeps its marks and effects in `folder`, and writes its journal to an open file."""
+    server = ActionServer(name, store=SqliteStore(folder / DATABASE), max_concurrency=500, interceptors=[Journal(journal)])
+    server.action(ACTION)(do).undo(undo)
+    return server
+
+
+def main(folder: Path, name: str, sec: str) -> None:
+    """Serves until SIGTERM."""
+    with journal_of(folder, name).open("a", encoding="utf-8") as journal:
+        make_server(folder, name, journal).run("127.0.0.1:0", sec=sec)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
