@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import compact
 import pytest
-from core_checkers import Dispatched, Violated, check_all_or_none, check_history, check_settled, check_step
-from mini_driver import FOREVER, FakeActionServer, MiniDriver
+from mini_driver import MiniDriver
 from sec_model import OnDeadline, Payload
 from sec_model.commands import (
     Abort,
@@ -53,6 +52,8 @@ from sec.core.records import (
     UndoStarted,
 )
 from sec.core.state import SagaState, fold
+from sec.sim.checkers import Dispatched, Violated, check_all_or_none, check_history, check_settled, check_step
+from sec.sim.effects import FOREVER, FakeActionServer
 
 FAULT = Fault("Broken.")
 BY_HAND = "By hand."
