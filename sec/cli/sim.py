@@ -16,7 +16,8 @@ def sim() -> None:
 @click.option("--seed", type=click.IntRange(0), help="Runs this one only, and tells what happens in it.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes; as many as there are cores if not given.")
 @click.option("--shrink/--no-shrink", "shrinking", default=True, show_default=True, help="Looks for a shorter script that fails.")
-def run(seeds: int, first: int, seed: int | None, jobs: int | None, *, shrinking: bool) -> None:
+@click.option("--until-found", is_flag=True, help="Stops at the first seed that fails, and tells no more of it.")
+def run(seeds: int, first: int, seed: int | None, jobs: int | None, *, shrinking: bool, until_found: bool) -> None:
     """Runs random sagas on simulated clusters in which everything goes wrong, and checks every invariant of the design.
 
     The SEC nodes are the real ones. etcd, the network, the action servers and the clocks are simulated: nodes are killed, stopped and cut off, and
@@ -35,11 +36,14 @@ def run(seeds: int, first: int, seed: int | None, jobs: int | None, *, shrinking
     """
     import os
 
-    from sec.sim.seeds import run_apart, run_seeds
+    from sec.sim.seeds import MAX_FOUND, run_apart, run_seeds
 
-    found = [seed] if seed is not None else [s for s, _ in run_seeds(first, seeds, jobs or os.cpu_count() or 1, click.echo)]
+    enough = 1 if until_found else MAX_FOUND
+    found = [seed] if seed is not None else run_seeds(first, seeds, jobs or os.cpu_count() or 1, enough, click.echo)
     if not found:
         return
+    if until_found:
+        sys.exit(1)
     lines, failed = run_apart(found[0], shrinking=shrinking)
     for line in lines:
         click.echo(line)

@@ -34,8 +34,9 @@ MOMENTS = ("a write is sent", "a write has landed", "a call is made", "a call ha
 """Moments at which a fault may strike, besides at its time: the next time that the node comes there."""
 
 _HASTY = {"initial_backoff_s": 0.05, "max_backoff_s": 0.4, "attempt_timeout_s": 1.5}
+_PATIENT = {"initial_backoff_s": 1.0, "max_backoff_s": 2.0, "attempt_timeout_s": 1.5}
 PALETTE = Palette(
-    tuple(RetryPolicy(max_attempts=n, **_HASTY) for n in (1, 2, 5, 8)),
+    tuple(RetryPolicy(max_attempts=n, **_HASTY) for n in (1, 2, 5, 8)) + (RetryPolicy(max_attempts=4, **_PATIENT),) * 2,
     (None,) * 8 + tuple(Deadline(s, then) for s in (0.5, 3.0) for then in OnDeadline),
     (TimerNode(after_s=0.5), TimerNode(after_s=2.0), TimerNode(until_us=3_000_000)),
 )
@@ -153,7 +154,7 @@ def draw_plan(seed: int) -> Plan:
 
 
 def _fault(rng: Random, nodes: tuple[str, ...]) -> Do:
-    what = rng.choice(FAULTS if rng.random() < 0.85 else RARE_FAULTS)
+    what = rng.choice(FAULTS if rng.random() < 0.75 else RARE_FAULTS)
     at_s, node = rng.uniform(0.2, FAULTS_S), rng.choice(nodes)
     moment = rng.choice(MOMENTS) if rng.random() < 0.6 else ""
     for_s = rng.choice([rng.uniform(0.05, 1.0), rng.uniform(1.0, 2.5 * LEASE_TTL_S)])
@@ -166,6 +167,8 @@ def _fault(rng: Random, nodes: tuple[str, ...]) -> Do:
             return Do(at_s, what, node, count=rng.randint(1, 3))
         case "break watches":
             return Do(at_s, what, node)
+        case "revoke the lease of":
+            return Do(at_s, what, node, moment=moment)
         case _:
             return Do(at_s, what, node, for_s=for_s, moment=moment)
 

@@ -25,8 +25,8 @@ def violation_of(plan: Plan) -> str:
     return run_plan(plan).violated
 
 
-def search(seeds: Iterable[int]) -> list[tuple[int, str]]:
-    """The seeds that fail, each with what it violates."""
+def search(seeds: Iterable[int], enough: int) -> list[tuple[int, str]]:
+    """The seeds that fail, each with what it violates; at most the first `enough`."""
     sys.unraisablehook = lambda _: None  # what the runs of broken code leave behind is of no interest
     found = []
     gc.disable()  # a run leaves many cycles, which are cheaper to collect after it
@@ -35,6 +35,8 @@ def search(seeds: Iterable[int]) -> list[tuple[int, str]]:
             violated = violation_of(draw_plan(seed))
             if violated:
                 found.append((seed, violated))
+                if len(found) >= enough:
+                    break
             if seed % 8 == 0:
                 gc.collect()
     finally:
@@ -42,38 +44,40 @@ def search(seeds: Iterable[int]) -> list[tuple[int, str]]:
     return found
 
 
-def run_seeds(first: int, count: int, jobs: int, say: Callable[[str], None]) -> list[tuple[int, str]]:
-    """Runs `count` seeds from `first` on in `jobs` processes. Stops early when `MAX_FOUND` have failed."""
+def run_seeds(first: int, count: int, jobs: int, enough: int, say: Callable[[str], None]) -> list[int]:
+    """Runs `count` seeds from `first` on in `jobs` processes. Stops early when `enough` have failed. Returns those that did."""
     began_s = said_s = time.monotonic()
-    found: list[tuple[int, str]] = []
+    found: list[int] = []
     done = 0
     batches = (range(start, min(start + BATCH, first + count)) for start in range(first, first + count, BATCH))
     os.environ["PYTHONHASHSEED"] = "0"  # of the processes that are started now
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for batch, failing in _in_turn(pool, batches, 2 * jobs):
+        for batch, failing in _in_turn(pool, batches, 2 * jobs, enough):
             done += len(batch)
             for seed, violated in failing:
-                found.append((seed, violated))
+                found.append(seed)
                 say(f"Seed {seed} violates {violated}")
             now_s = time.monotonic()
             if now_s - said_s >= SAY_EVERY_S:
                 said_s = now_s
                 say(f"{done} of {count} seeds, {done / (now_s - began_s):.0f} a second, {len(found)} failed.")
-            if len(found) >= MAX_FOUND:
+            if len(found) >= enough:
                 break
     spent_s = time.monotonic() - began_s
     say(f"{done} seeds in {spent_s:.1f} s ({done / spent_s:.0f} a second): {len(found)} failed.")
     return found
 
 
-def _in_turn(pool: ProcessPoolExecutor, batches: Iterator[range], ahead: int) -> Iterator[tuple[range, list[tuple[int, str]]]]:
+def _in_turn(
+    pool: ProcessPoolExecutor, batches: Iterator[range], ahead: int, enough: int
+) -> Iterator[tuple[range, list[tuple[int, str]]]]:
     """The results in the order of the seeds, so that the same seeds are found every time."""
-    waiting = [(batch, pool.submit(search, batch)) for batch in islice(batches, ahead)]
+    waiting = [(batch, pool.submit(search, batch, enough)) for batch in islice(batches, ahead)]
     try:
         while waiting:
             batch, future = waiting.pop(0)
             yield batch, future.result()
-            waiting += [(following, pool.submit(search, following)) for following in islice(batches, 1)]
+            waiting += [(following, pool.submit(search, following, enough)) for following in islice(batches, 1)]
     finally:
         for _, future in waiting:
             future.cancel()

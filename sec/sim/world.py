@@ -31,7 +31,7 @@ from sec.sim.network import Link, SimKv, Weather
 from sec.sim.plan import LEASE_TTL_S, Do, Plan, SagaPlan
 from sec.store.errors import SagaExists, SagaNotFound, WrongState
 from sec.store.keys import Keys, last_segment
-from sec.store.kv import Compacted, Delete, Event, EventKind, Get, KvError, Put, Txn, WatchBatch, prefix_end
+from sec.store.kv import Compacted, Delete, Event, EventKind, Get, KvError, LeaseNotFound, Put, Txn, WatchBatch, prefix_end
 from sec.store.memory.etcd import MemoryEtcd, Watcher
 from sec.store.sagas import SagaHead
 
@@ -97,6 +97,8 @@ class World:
         self.etcd = MemoryEtcd()
         self.keys = Keys()
         self.rng = Random(f"world {plan.seed}")
+        self.suspected: set[str] = set()
+        """Nodes whose leases were revoked although they live: they learn it a little later."""
         self.violated = ""
         self.ended = False
         self.digest = 0
@@ -188,6 +190,11 @@ class World:
         session = member.node.session
         held = session is not None and self.loop.time() < member.kv.renewed.get(session.lease, 0.0)
         self.require(held, f"7: {member.name} dispatches {what} past the deadline of its session")
+        if call.epoch != saga.owner:
+            self.require(
+                member.name in self.suspected, f"7: {member.name} dispatches {what} in epoch {call.epoch}, and does not own it"
+            )
+            return  # which the action servers are there to refuse, once the next owner has called them
         status = saga.checker.status[saga.graph.index_of(call.node)]
         expected = "open" if call.phase is Phase.DO else "undoing"
         self.require(status == expected, f"2: {member.name} dispatches {what}, which is {status}")
@@ -266,6 +273,8 @@ class World:
                 member.link.lose_answers += step.count
             case "lose writes":
                 member.link.lose_writes += step.count
+            case "revoke the lease of":
+                self._revoke(member)
             case "break watches":
                 member.kv.break_watches()
                 member.kv.mend()
@@ -291,6 +300,14 @@ class World:
         member.link.cut = False
         if not member.process.dead:
             member.kv.mend()
+
+    def _revoke(self, member: Member) -> None:
+        """Somebody takes the node for dead."""
+        session = member.node.session
+        if session is not None:
+            self.suspected.add(member.name)
+            with suppress(LeaseNotFound):
+                self.etcd.lease_revoke(session.lease)
 
     def _forget(self, member: Member) -> None:
         self._compact()
