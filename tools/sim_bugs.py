@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mutants import ROOT, Mutant
 
-SEEDS = 4000
+SEEDS = 2000
 TIMEOUT_S = 900.0
 
 BUGS = [

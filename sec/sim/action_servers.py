@@ -28,6 +28,8 @@ class ActionServers:
         self.weather = weather
         self.offering = True
         self.directories: list[SimDirectory] = []
+        self.first_s: dict[tuple[str, str], float] = {}
+        """When each node of a saga was called first."""
 
     def later(self, delay_s: float, callback: Callable[[], object]) -> None:
         self.loop.call_later(delay_s, callback, context=WORLD)
@@ -63,7 +65,10 @@ class SimDirectory(Directory):
         rng, weather = servers.rng, servers.weather
         member = world.members[self._name]
         world.dispatched(member, call)
-        if weather.late and rng.random() < 0.02:
+        plan = world.sagas[call.saga_id].plan
+        first_s = servers.first_s.setdefault((call.saga_id, call.node), servers.loop.time())
+        if servers.loop.time() - first_s < plan.busy.get(call.node, 0.0):
+            await asyncio.sleep(self._delay_s())
             return Busy()
         answer: asyncio.Future[Answer] = servers.loop.create_future()
         saga = world.sagas[call.saga_id]

@@ -44,7 +44,8 @@ PALETTE = Palette(
 
 @dataclass(frozen=True)
 class SagaPlan:
-    """A saga and how its actions behave. `failing` and `undo_failing` as in `FakeActionServer`; `slow` actions take so many seconds."""
+    """A saga and how its actions behave. `failing` and `undo_failing` as in `FakeActionServer`; `slow` actions take so many seconds; `busy`
+    ones have no room for so many seconds from their first call on."""
 
     name: str
     definition: Definition
@@ -52,6 +53,7 @@ class SagaPlan:
     failing: dict[str, int] = field(default_factory=dict)
     undo_failing: dict[str, int] = field(default_factory=dict)
     slow: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
     operator: str = "skips"
     """What is done about undos that fail for good: they are skipped, marked as done by hand, or left."""
 
@@ -64,7 +66,11 @@ class SagaPlan:
             n.path + (f"<-{'+'.join(self.graph.nodes[p].path for p in n.parents)}" if n.parents else "") for n in self.graph.nodes
         )
         extra = [f"deadline {self.deadline.after_s:g} s, then {self.deadline.then.value}"] if self.deadline else []
-        extra += [f"{what}: {which}" for what, which in (("fail", self.failing), ("undo fails", self.undo_failing)) if which]
+        extra += [
+            f"{what}: {which}"
+            for what, which in (("fail", self.failing), ("undo fails", self.undo_failing), ("slow", self.slow), ("busy", self.busy))
+            if which
+        ]
         return f"saga {self.name}: {nodes}{''.join(f'; {e}' for e in extra)}"
 
 
@@ -168,7 +174,7 @@ def _fault(rng: Random, nodes: tuple[str, ...]) -> Do:
         case "break watches":
             return Do(at_s, what, node)
         case "revoke the lease of":
-            return Do(at_s, what, node, moment=moment)
+            return Do(at_s, what, node, moment=rng.choice(MOMENTS))
         case _:
             return Do(at_s, what, node, for_s=for_s, moment=moment)
 
@@ -182,8 +188,9 @@ def _saga(rng: Random, name: str) -> SagaPlan:
     failing = {path: rng.choice([1, 2, 2 if forward else FOREVER]) for path in actions if rng.random() < 0.08}
     undo_failing = {path: rng.choice([1, FOREVER]) for path in actions if rng.random() < 0.06}
     slow = {path: rng.choice([0.2, 1.0]) for path in actions if rng.random() < 0.4}
+    busy = {path: rng.uniform(1.0, 4.0) for path in actions if rng.random() < 0.15}
     deadline = Deadline(rng.choice([0.3, 2.0]), rng.choice(list(OnDeadline))) if not plain and rng.random() < 0.2 else None
-    return SagaPlan(name, definition, deadline, failing, undo_failing, slow, rng.choice(["skips", "marks", "leaves"]))
+    return SagaPlan(name, definition, deadline, failing, undo_failing, slow, busy, rng.choice(["skips", "marks", "leaves"]))
 
 
 def _command(rng: Random, graph: Graph) -> Command:

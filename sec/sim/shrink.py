@@ -54,6 +54,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
             *(replace(saga, failing=_without(saga.failing, path)) for path in saga.failing),
             *(replace(saga, undo_failing=_without(saga.undo_failing, path)) for path in saga.undo_failing),
             *(replace(saga, slow=_without(saga.slow, path)) for path in saga.slow),
+            *(replace(saga, busy=_without(saga.busy, path)) for path in saga.busy),
         ):
             yield replace(plan, sagas=(*plan.sagas[:number], simpler, *plan.sagas[number + 1 :]))
 
