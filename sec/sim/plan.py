@@ -120,17 +120,8 @@ class Plan:
 
 
 FAULTS = (
-    "crash",
-    "crash",
-    "stop",
-    "stop",
-    "stop",
-    "cut off",
-    "cut off",
-    "lose answers",
-    "lose writes",
-    "break watches",
-    "shut down",
+    *("crash", "crash", "stop", "stop", "stop", "cut off", "cut off"),
+    *("revoke the lease of", "revoke the lease of", "lose answers", "lose writes", "break watches", "shut down"),
 )
 RARE_FAULTS = ("drain", "slow down", "no action servers", "compact", "forget the connection")
 
