@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test chaos conformance mutants bench-failover gen check-gen lint format types imports check clean
+.PHONY: help install demo test chaos conformance mutants sim sim-bugs bench-failover gen check-gen lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
@@ -52,6 +52,14 @@ mutants: $(INSTALLED) ## Break one rule of the core after the other, and show th
 bench-failover: ARGS :=
 bench-failover: $(INSTALLED) ## Measure how long sagas stand still when their owner dies, hangs or is drained: make bench-failover ARGS='--kills 3 --many 0'
 	@$(BIN)/python bench/failover.py $(ARGS)
+
+sim: SEEDS ?= 10000
+sim: $(INSTALLED) ## Run simulated clusters in which everything goes wrong: make sim SEEDS=100000
+	@$(BIN)/sec sim run --seeds $(SEEDS)
+
+sim-bugs: ARGS :=
+sim-bugs: $(INSTALLED) ## Break one rule of the store or the node after the other, and show that the simulator finds it
+	@$(BIN)/python tools/sim_bugs.py $(ARGS)
 
 gen: $(INSTALLED) ## Generate client/sec_protos from protos/, and the diagrams in docs/
 	@$(BIN)/python tools/gen_protos.py

@@ -7,7 +7,7 @@ and candidacy live within a session; when it is lost they end at once, and the n
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -41,7 +41,11 @@ REJOIN_PAUSE_S = 0.5
 
 
 class SecNode:
-    """One SEC node. `run` it until it is told to `stop`."""
+    """One SEC node. `run` it until it is told to `stop`.
+
+    `clock_us` is the wall clock; `directory` makes the directory of action servers from the mirror of their registrations, if not the one that
+    calls them over gRPC. The simulator has others.
+    """
 
     def __init__(
         self,
@@ -50,13 +54,16 @@ class SecNode:
         rng: random.Random,
         action_server_credentials: grpc.ChannelCredentials | None,
         peer_credentials: grpc.ChannelCredentials | None = None,
+        *,
+        clock_us: Callable[[], int] = wall_clock_us,
+        directory: Callable[[Mirror], Directory] | None = None,
     ) -> None:
         settings.check()
         self.settings = settings
         self.kv = kv
         self.keys = Keys(settings.prefix)
         self.commits = GroupCommit(kv, timeout_s=settings.store_timeout_s)
-        self.sagas = SagaStore(kv, self.keys, self.commits, settings.name, wall_clock_us)
+        self.sagas = SagaStore(kv, self.keys, self.commits, settings.name, clock_us)
         self.definitions = DefinitionStore(kv, self.keys)
         self.listing = SagaListing(kv, self.keys)
         self.live = Mirror(kv, self.keys.live)
@@ -64,11 +71,13 @@ class SecNode:
         self.drains = Mirror(kv, self.keys.drains, check_s=settings.sweep_interval_s)
         self.wishes = Mirror(kv, self.keys.wishes, check_s=settings.sweep_interval_s)
         self.registrations = Mirror(kv, self.keys.servers, check_s=settings.sweep_interval_s)
-        self.directory = Directory(
-            self.registrations, settings.action_servers, action_server_credentials, settings.limits.payload_bytes
+        self.directory = (
+            directory(self.registrations)
+            if directory is not None
+            else Directory(self.registrations, settings.action_servers, action_server_credentials, settings.limits.payload_bytes)
         )
         self.counts = OwnedCounts(self.keys, self.live)
-        self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng, self.counts)
+        self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng, self.counts, clock_us)
         self.rebalance = Rebalance(
             kv,
             self.keys,
@@ -83,7 +92,7 @@ class SecNode:
             kv,
             self.keys,
             self.sagas,
-            wall_clock_us,
+            clock_us,
             keep_done_s=settings.keep_done_s,
             keep_undone_s=settings.keep_undone_s,
             at_least_s=settings.sweep_interval_s,
@@ -100,7 +109,7 @@ class SecNode:
         self.lease: LeaseId = NO_LEASE
         """Of the session that it holds or is about to hold: set before anybody can see the session's key, and never set to an earlier one again."""
         self._name_was_taken = False
-        self._started_us = wall_clock_us()
+        self._started_us = clock_us()
         self._stopping = asyncio.Event()
         self._drain_changed = asyncio.Event()
         self.nodes.subscribe(self._nodes_changed)

@@ -56,6 +56,7 @@ class Owner:
         live: Mirror,
         rng: random.Random,
         counts: OwnedCounts,
+        clock_us: Callable[[], int] = wall_clock_us,
     ) -> None:
         self.drivers: dict[SagaId, SagaDriver] = {}
         self.unreadable: dict[SagaId, Epoch] = {}
@@ -67,6 +68,7 @@ class Owner:
         self._definitions = definitions
         self._directory = directory
         self._rng = rng
+        self._clock_us = clock_us
         self._session: Session | None = None
         self._nodes: Iterable[SecNodeName] = ()
         self._notes: set[asyncio.Task[None]] = set()
@@ -162,7 +164,7 @@ class Owner:
         state = SagaState(head.saga_id, graph)
         records: tuple[Record, ...] = (Created(head.uid, head.definition_hash, head.deadline),)
         if start:
-            records += (_start_requested(head),)
+            records += (_start_requested(head, self._clock_us()),)
         for record in records:
             state.apply(record)
 
@@ -186,7 +188,7 @@ class Owner:
             )
         if state.course is not Course.CREATED:
             raise WrongState(f'Saga "{saga_id}" has been started already.')
-        first_sequence, requested = state.next_sequence, _start_requested(stored.head)
+        first_sequence, requested = state.next_sequence, _start_requested(stored.head, self._clock_us())
         state.apply(requested)
         orders = read_orders(saga_id, await self._sagas.commands(saga_id))[:MAX_PER_STEP]
 
@@ -212,7 +214,7 @@ class Owner:
         if session is not None:
             first = self._first_step(state, orders)
             ready = first or Ready((), (), state.course, (), state.controls)
-            summary = summary_of(head, ready.course, ready.mishaps, controls=ready.controls, now_us=wall_clock_us())
+            summary = summary_of(head, ready.course, ready.mishaps, controls=ready.controls, now_us=self._clock_us())
             try:
                 submitted = await write(records + ready.records, summary, Ownership(self._settings.name, session.lease))
             except LeaseNotFound:
@@ -225,7 +227,7 @@ class Owner:
 
     def _first_step(self, state: SagaState, orders: Sequence[Ordered]) -> Ready | None:
         """The step that can share the transaction that starts a saga. None when it would end it there and then."""
-        ready = decide(state, [*orders, Begin()], self._directory.offered, wall_clock_us())
+        ready = decide(state, [*orders, Begin()], self._directory.offered, self._clock_us())
         return None if any(isinstance(record, Done) for record in ready.records) else ready
 
     def _adopt(
@@ -299,7 +301,7 @@ class Owner:
             self._let_go(session, head.saga_id, epoch)
             return
         self.unreadable[head.saga_id] = epoch
-        summary = unreadable_summary(head, reason, wall_clock_us())
+        summary = unreadable_summary(head, reason, self._clock_us())
         try:
             await self._sagas.update_summary(head.saga_id, epoch, summary, self._give_up(session))
         except (KvError, Fenced) as error:
@@ -355,7 +357,7 @@ class Owner:
         return self._rng.random()
 
     def now_us(self) -> int:
-        return wall_clock_us()
+        return self._clock_us()
 
     def at_most(self, events: list[Event]) -> int:
         """Bounded so that what they bring fits into a transaction, with the records that follow from them."""
@@ -380,7 +382,7 @@ class Owner:
         )
         summary = None
         if changed:
-            summary = summary_of(driver.head, ready.course, ready.mishaps, controls=ready.controls, now_us=wall_clock_us())
+            summary = summary_of(driver.head, ready.course, ready.mishaps, controls=ready.controls, now_us=self._clock_us())
         commands = [record.command_id for record in ready.records if isinstance(record, Commanded)]
         await self._sagas.append(
             driver.saga_id,
@@ -434,8 +436,8 @@ class Owner:
             del self.drivers[driver.saga_id]
 
 
-def _start_requested(head: SagaHead) -> StartRequested:
-    return StartRequested(0 if head.deadline is None else wall_clock_us() + round(head.deadline.after_s * 1e6))
+def _start_requested(head: SagaHead, now_us: int) -> StartRequested:
+    return StartRequested(0 if head.deadline is None else now_us + round(head.deadline.after_s * 1e6))
 
 
 def _payload_bytes(event: Event) -> int:

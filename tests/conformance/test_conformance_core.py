@@ -6,7 +6,7 @@ from typing import Any
 import compact
 import pytest
 import test_core_conformance as demo
-from mini_driver import FOREVER, FakeActionServer, MiniDriver
+from mini_driver import MiniDriver
 from sec_model import (
     ActionNode,
     ConstantNode,
@@ -54,6 +54,7 @@ from sec.core.refusals import refusal
 from sec.core.state import SagaState, fold
 from sec.core.status import node_state
 from sec.core.transitions import Course
+from sec.sim.effects import FOREVER, FakeActionServer
 
 DEMO_ROWS: dict[str, Callable[[], None]] = {
     "nodes in order of insertion": demo.test_demo_nodes_stand_in_order_of_insertion,

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from client_support import FakeNode
 from google.protobuf.json_format import MessageToDict
-from mini_driver import FOREVER, FakeActionServer, MiniDriver
+from mini_driver import MiniDriver
 from sec_model import Deadline, Definition, OnDeadline, Payload, Saga, UndoPolicy, action, compile_graph, signal, timer
 from sec_model.codec import definition_bytes, definition_hash, definition_to_proto, payload_to_proto
 from sec_model.commands import NodePath, Signal
@@ -36,6 +36,7 @@ from sec.core.records import (
     Succeeded,
 )
 from sec.debug import FORMAT, ExportedLog, read_export, recover, report, what_next
+from sec.sim.effects import FOREVER, FakeActionServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDEN = Path(__file__).with_name("golden")

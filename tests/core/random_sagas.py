@@ -1,36 +1,12 @@
-"""Random saga definitions: stages and free edges, constants, subsagas within subsagas, nodes listed before their parents, signals, timers,
-deadlines, and every policy for what has no undo action."""
-
-from collections.abc import Iterator
-from dataclasses import replace
-from random import Random
+"""Random saga definitions for Hypothesis."""
 
 from hypothesis import strategies as st
-from sec_model import (
-    ActionNode,
-    ConstantNode,
-    Deadline,
-    Definition,
-    DefinitionError,
-    Input,
-    Node,
-    OnDeadline,
-    Payload,
-    RetryPolicy,
-    SignalNode,
-    SubsagaNode,
-    TimerNode,
-    UndoPolicy,
-    compile_graph,
-)
+from sec_model import Definition
+
+from sec.sim.definitions import PALETTE, random_definition
 
 MAX_NODES = 40
-_POLICIES = [RetryPolicy(max_attempts=1), RetryPolicy(max_attempts=2), RetryPolicy(max_attempts=5)]
-_UNDO = [*[UndoPolicy.ACTION] * 6, UndoPolicy.NONE_NEEDED, UndoPolicy.CONFIRM, UndoPolicy.MANUAL]
-_DEADLINES = [None, None, None, *(Deadline(after_s, then) for after_s in (1.0, 10.0, 30.0) for then in OnDeadline)]
-_TIMERS = [TimerNode(after_s=5.0), TimerNode(after_s=20.0), TimerNode(until_us=10_000_000)]
-_SHAPES = ["stages", "edges", "chain"]
-DEADLINES = st.sampled_from(_DEADLINES)
+DEADLINES = st.sampled_from(PALETTE.deadlines)
 
 
 @st.composite
@@ -40,91 +16,4 @@ def definitions(draw: st.DrawFn, max_nodes: int = MAX_NODES, *, plain: bool = Fa
 
     Half of them are drawn evenly, which makes larger ones than Hypothesis would; the others can be shrunk."""
     random = draw(st.randoms(use_true_random=False) | st.randoms(use_true_random=True))
-    budget = [random.randint(1, max_nodes)]
-    with_point = not plain and random.random() < 0.5
-    # Where little stands beside each other there is more often place for a point of no return.
-    shape = "chain" if with_point and random.random() < 0.5 else random.choice(_SHAPES)
-    definition = _definition(random, "saga", shape, budget, depth=0, plain=plain)
-    points = list(_actions(definition, "")) if with_point else []
-    random.shuffle(points)
-    return next((d for d in (_without_return(definition, point, "") for point in points) if _is_valid(d)), definition)
-
-
-def _is_valid(definition: Definition) -> bool:
-    try:
-        compile_graph(definition)
-    except DefinitionError:  # something stands beside the point of no return
-        return False
-    return True
-
-
-def _actions(definition: Definition, prefix: str) -> Iterator[str]:
-    for node in definition.nodes:
-        if isinstance(node.kind, ActionNode):
-            yield prefix + node.name
-        elif isinstance(node.kind, SubsagaNode):
-            yield from _actions(node.kind.saga, f"{prefix}{node.name}/")
-
-
-def _without_return(definition: Definition, point: str, prefix: str) -> Definition:
-    """The same with a point of no return, and with deadlines that only pause the saga."""
-    nodes = []
-    for node in definition.nodes:
-        kind = node.kind
-        if isinstance(kind, ActionNode | SignalNode) and kind.deadline is not None:
-            kind = replace(kind, deadline=replace(kind.deadline, then=OnDeadline.PAUSE))
-        if isinstance(kind, ActionNode) and prefix + node.name == point:
-            kind = replace(kind, undo=UndoPolicy.POINT_OF_NO_RETURN)
-        if isinstance(kind, SubsagaNode):
-            kind = replace(kind, saga=_without_return(kind.saga, point, f"{prefix}{node.name}/"))
-        nodes.append(replace(node, kind=kind))
-    return replace(definition, nodes=tuple(nodes))
-
-
-def _definition(random: Random, name: str, shape: str, budget: list[int], depth: int, *, plain: bool) -> Definition:
-    count = budget[0] if depth == 0 else random.randint(1, max(1, budget[0]))
-    nodes: list[Node] = []
-    ancestors: dict[str, set[str]] = {}
-    stage: list[str] = []
-    previous: list[str] = []
-    while len(nodes) < count and (budget[0] > 0 or not nodes):
-        budget[0] -= 1
-        label = f"n{len(nodes)}"
-        if shape == "chain":
-            parents = [nodes[-1].name] if nodes else []
-        elif shape == "stages":
-            if stage and random.random() < 0.5:
-                previous, stage = stage, []
-            stage.append(label)
-            parents = previous
-        else:
-            parents = random.sample([n.name for n in nodes], random.randint(0, min(4, len(nodes))))
-        nodes.append(_node(random, label, parents, ancestors, budget, depth, plain=plain))
-    sinks = [n.name for n in nodes if not any(n.name in m.depends_on for m in nodes)]
-    if len(sinks) > 1:
-        nodes.append(_node(random, "last", sinks, ancestors, [0], depth, plain=plain))
-    if random.random() < 0.5:
-        random.shuffle(nodes)
-    return Definition(name, tuple(nodes))
-
-
-def _node(
-    random: Random, name: str, parents: list[str], ancestors: dict[str, set[str]], budget: list[int], depth: int, *, plain: bool
-) -> Node:
-    seen = ancestors[name] = set(parents).union(*(ancestors[p] for p in parents))
-    kind = random.choice(["action"] * 8 + ["constant", "subsaga"] + ([] if plain else ["signal", "timer"]))
-    if kind == "constant":
-        return Node(name, ConstantNode(Payload.json(name)), tuple(parents))
-    if kind == "signal":
-        return Node(name, SignalNode(random.choice(_DEADLINES)), tuple(parents))
-    if kind == "timer":
-        return Node(name, random.choice(_TIMERS), tuple(parents))
-    if kind == "subsaga" and budget[0] > 0 and depth < 4:
-        params_from = random.choice(["", *sorted(seen)])
-        inner = _definition(random, f"sub-{name}", random.choice(_SHAPES), budget, depth + 1, plain=plain)
-        return Node(name, SubsagaNode(inner, params_from), tuple(parents))
-    reads = random.sample(sorted(seen), random.randint(0, min(2, len(seen))))
-    action = ActionNode(f"act-{name}", random.choice(_POLICIES), random.choice(_POLICIES))
-    if not plain:
-        action = replace(action, undo=random.choice(_UNDO), deadline=random.choice(_DEADLINES))
-    return Node(name, action, tuple(parents), tuple(Input(r, r) for r in reads))
+    return random_definition(random, max_nodes, plain=plain)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import compact
 import pytest
-from mini_driver import FOREVER, FakeActionServer, MiniDriver
+from mini_driver import MiniDriver
 from sec_model import OnDeadline, Payload
 from sec_model.commands import (
     Abort,
@@ -53,6 +53,7 @@ from sec.core.records import (
     UndoStarted,
 )
 from sec.core.state import SagaState, fold
+from sec.sim.effects import FOREVER, FakeActionServer
 
 FAULT = Fault("Broken.")
 BY_HAND = "By hand."

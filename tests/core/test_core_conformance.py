@@ -4,13 +4,14 @@ from collections import Counter
 
 import compact
 import pytest
-from mini_driver import FOREVER, FakeActionServer, MiniDriver
+from mini_driver import MiniDriver
 from sec_model.graph import NodeKind
 
 from sec.core.checkers import check_all_or_none
 from sec.core.records import LogEntry, Phase
 from sec.core.status import node_state
 from sec.core.transitions import Course
+from sec.sim.effects import FOREVER, FakeActionServer
 
 DEMO = compact.graph(compact.DEMO_PROVISION, "demo-provision")
 NODES = [

@@ -2,7 +2,7 @@
 
 import compact
 import pytest
-from mini_driver import FOREVER, FakeActionServer, MiniDriver, assert_same_state
+from mini_driver import MiniDriver, assert_same_state
 from sec_model import Payload
 
 from sec.core.controls import Controls
@@ -25,6 +25,7 @@ from sec.core.records import (
 )
 from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
+from sec.sim.effects import FOREVER, FakeActionServer
 
 GRAPH = compact.graph("a > b")
 A, B = NodePath("a"), NodePath("b")

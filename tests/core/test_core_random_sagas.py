@@ -2,13 +2,14 @@
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mini_driver import FOREVER, FakeActionServer, MiniDriver, RandomRun, Weather, assert_same_state
+from mini_driver import MiniDriver, RandomRun, Weather, assert_same_state
 from random_sagas import DEADLINES, definitions
 from sec_model import Deadline, Definition, Graph, OnDeadline, compile_graph
 
 from sec.core.records import OwnerChanged, SagaId, UndoSkipped
 from sec.core.state import fold
 from sec.core.transitions import Course
+from sec.sim.effects import FOREVER, FakeActionServer
 
 CHECKED = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 SEEDS = st.integers(0, 2**32)

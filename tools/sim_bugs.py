@@ -1,0 +1,186 @@
+"""Shows that the simulator finds mistakes in what is around the core: breaks one rule of the store or the node after the other, and simulates each.
+
+    python tools/sim_bugs.py [--seeds N] [WORDS ...]      only those whose description has one of the words
+
+Each bug is a copy of `sec` in which one piece of text is replaced. It is *found* when a seed fails: that seed and what it violates are
+printed. Exits with 1 when one is not found within N seeds, and with 2 when one cannot be made, since the code has changed: then mend the list.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mutants import ROOT, Mutant
+
+SEEDS = 2000
+TIMEOUT_S = 900.0
+
+BUGS = [
+    Mutant(
+        "appends do not compare the epoch",
+        "sec/store/sagas.py",
+        "txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then,",
+        "txn = Txn([absent(log_key)], then,",
+    ),
+    Mutant(
+        "appends do not ask that the log key is absent",
+        "sec/store/sagas.py",
+        "txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then,",
+        "txn = Txn([self._owned(saga_id, epoch)], then,",
+    ),
+    Mutant(
+        "a write whose answer was lost is taken as done",
+        "sec/store/commit.py",
+        "        except KvError as error:\n            _fail(bundle, error)\n",
+        "        except KvError:\n            done = TxnResult(True, 0, ())\n            [w.answer.set_result(done) for w in bundle if not w.answer.done()]\n",
+    ),
+    Mutant(
+        "a fenced append is taken as done",
+        "sec/store/sagas.py",
+        '        raise Fenced(\n            f\'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(',
+        '        return\n        raise Fenced(\n            f\'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(',
+    ),
+    Mutant(
+        "a claim takes a saga that has an owner",
+        "sec/store/sagas.py",
+        "txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], reads)",
+        "txn = Txn([exists(keys.active(saga_id))], [*reads, put], reads)",
+    ),
+    Mutant(
+        "a claim whose answer was lost is taken as somebody else's",
+        "sec/store/sagas.py",
+        "            if item is None or item.lease != owner.lease:\n",
+        "            if True:\n",
+    ),
+    Mutant(
+        "giving up a saga does not compare the epoch",
+        "sec/store/sagas.py",
+        "Txn([self._owned(saga_id, epoch)], [Delete(self._keys.owner(saga_id))])",
+        "Txn([], [Delete(self._keys.owner(saga_id))])",
+    ),
+    Mutant(
+        "effects run before their records are durable",
+        "sec/node/driver.py",
+        "                if ready.records:\n                    await self._host.append(self, ready)\n",
+        "                early = [e for e in ready.effects if isinstance(e, Dispatch)]\n                for effect in early:\n                    self._run_effect(effect)\n"
+        "                if ready.records:\n                    await asyncio.sleep(0)\n                    await self._host.append(self, ready)\n",
+    ),
+    Mutant(
+        "a driver goes on after a fence",
+        "sec/node/driver.py",
+        "        except Fenced as error:\n            self.shut()\n            self._host.lost(self, str(error))\n",
+        "        except Fenced:\n            for record in ready.records:\n                self.state.apply(record)\n            self.run_effects(ready)\n",
+    ),
+    Mutant(
+        "nobody looks at the deadline of the session before a dispatch",
+        "sec/node/owner.py",
+        "return self._session is not None and self._session.alive()",
+        "return True",
+    ),
+    Mutant(
+        "the session's deadline counts from after the renewal",
+        "sec/store/session.py",
+        "self._deadline = max(self._deadline, sent + ttl_s - self._margin_s)",
+        "self._deadline = self._loop.time() + ttl_s + self._margin_s",
+    ),
+    Mutant(
+        "a lost session leaves the sagas with their owner",
+        "sec/node/owner.py",
+        "        for driver in drivers.values():\n            driver.shut()\n        if drivers:\n",
+        "        self.drivers = drivers\n        if drivers:\n",
+    ),
+    Mutant(
+        "a new owner does not say that it has taken over",
+        "sec/node/owner.py",
+        "        driver.post(TakenOver(claimed.epoch, self._settings.name))\n",
+        "        driver.post(Begin())\n",
+    ),
+    Mutant(
+        "a command is removed without its record",
+        "sec/node/owner.py",
+        "        if ordered.command_id in driver.state.commands:  # sent once more while it was being taken up\n",
+        "        driver.post(ordered)\n        if True:\n",
+    ),
+    Mutant(
+        "commands that wait at a takeover are not read",
+        "sec/node/owner.py",
+        "for ordered in (*read_orders(head.saga_id, claimed.commands), *self._orders.of(head.saga_id)):",
+        "for ordered in ():",
+    ),
+    Mutant(
+        "a mirror forgets the changes while it was cut off",
+        "sec/store/mirror.py",
+        "                await self._follow(Revision(revision + 1))\n",
+        "                await self._follow(Revision(revision + 2))\n",
+    ),
+    Mutant(
+        "a mirror that fell behind keeps what is gone",
+        "sec/store/mirror.py",
+        "changes = [Change(key, old, None) for key, old in self.items.items() if key not in fresh]",
+        "changes: list[Change] = []\n        fresh = {**self.items, **fresh}",
+    ),
+    Mutant(
+        "an owner that was refused by an action server takes it as a failure",
+        "sec/node/driver.py",
+        "                await self._refused(in_flight, dispatch, message, spent_s)\n",
+        "                self._answered(in_flight, dispatch, Fault(message), spent_s)\n",
+    ),
+    Mutant(
+        "an unknown outcome is taken as a failure",
+        "sec/node/driver.py",
+        "                self._answer_missing(in_flight, dispatch, error, spent_s)\n            case StaleEpoch",
+        "                self._answered(in_flight, dispatch, error, spent_s)\n            case StaleEpoch",
+    ),
+    Mutant(
+        "a submit whose answer was lost is taken as another's",
+        "sec/store/sagas.py",
+        "            return Submitted(True, Epoch(item.create_revision) if owner else None)\n        if _content(present)",
+        "            return Submitted(False, None)\n        if _content(present)",
+    ),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Breaks rules, and shows that the simulator finds each.")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("words", nargs="*")
+    given = parser.parse_args()
+    wanted = [bug for bug in BUGS if not given.words or any(word in bug.what for word in given.words)]
+    stale = [bug for bug in wanted if (ROOT / bug.file).read_text(encoding="utf-8").count(bug.rule) != 1]
+    for bug in stale:
+        print(f'The bug "{bug.what}" cannot be made: its rule is not in {bug.file}, or more than once.', file=sys.stderr)
+    if stale or not wanted:
+        return 2
+    print(f"Simulating {len(wanted)} bugs, each with at most {given.seeds} seeds:", flush=True)
+    missed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for bug, found in zip(wanted, pool.map(lambda bug: simulate(bug, given.seeds), wanted), strict=True):
+            missed += not found
+            print(f"  {bug.what:72}{found or 'NOT FOUND'}", flush=True)
+    print(f"\n{len(wanted) - missed} of {len(wanted)} bugs found.")
+    return 1 if missed else 0
+
+
+def simulate(bug: Mutant, seeds: int) -> str:
+    """The first seed that fails with a bug, and what it violates. Empty: none does."""
+    with tempfile.TemporaryDirectory(prefix="sec-bug-") as folder:
+        shutil.copytree(ROOT / "sec", Path(folder, "sec"), ignore=shutil.ignore_patterns("__pycache__"))
+        file = Path(folder, bug.file)
+        file.write_text(file.read_text(encoding="utf-8").replace(bug.rule, bug.mistake), encoding="utf-8")
+        command = [sys.executable, "-m", "sec", "sim", "run", "--seeds", str(seeds), "--jobs", "1", "--until-found"]
+        environment = {**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        found = re.search(r"^Seed (\d+) violates (.+)$", done.stdout, re.MULTILINE)
+        if done.returncode not in (0, 1) or (done.returncode == 1) != (found is not None):
+            raise SystemExit(f"The simulator could not be run:\n{done.stdout}{done.stderr}")
+        return f"seed {found[1]}: {found[2][:90]}" if found else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
