@@ -41,12 +41,6 @@ BUGS = [
         "        except KvError:\n            done = TxnResult(True, 0, ())\n            [w.answer.set_result(done) for w in bundle if not w.answer.done()]\n",
     ),
     Mutant(
-        "a fenced append is taken as done",
-        "sec/store/sagas.py",
-        '        raise Fenced(\n            f\'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(',
-        '        return\n        raise Fenced(\n            f\'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(',
-    ),
-    Mutant(
         "a claim takes a saga that has an owner",
         "sec/store/sagas.py",
         "txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], reads)",
@@ -70,18 +64,6 @@ BUGS = [
         "                if ready.records:\n                    await self._host.append(self, ready)\n",
         "                early = [e for e in ready.effects if isinstance(e, Dispatch)]\n                for effect in early:\n                    self._run_effect(effect)\n"
         "                if ready.records:\n                    await asyncio.sleep(0)\n                    await self._host.append(self, ready)\n",
-    ),
-    Mutant(
-        "a driver goes on after a fence",
-        "sec/node/driver.py",
-        "        except Fenced as error:\n            self.shut()\n            self._host.lost(self, str(error))\n",
-        "        except Fenced:\n            for record in ready.records:\n                self.state.apply(record)\n            self.run_effects(ready)\n",
-    ),
-    Mutant(
-        "nobody looks at the deadline of the session before a dispatch",
-        "sec/node/owner.py",
-        "return self._session is not None and self._session.alive()",
-        "return True",
     ),
     Mutant(
         "the session's deadline counts from after the renewal",
@@ -124,12 +106,6 @@ BUGS = [
         "sec/store/mirror.py",
         "changes = [Change(key, old, None) for key, old in self.items.items() if key not in fresh]",
         "changes: list[Change] = []\n        fresh = {**self.items, **fresh}",
-    ),
-    Mutant(
-        "an owner that was refused by an action server takes it as a failure",
-        "sec/node/driver.py",
-        "                await self._refused(in_flight, dispatch, message, spent_s)\n",
-        "                self._answered(in_flight, dispatch, Fault(message), spent_s)\n",
     ),
     Mutant(
         "an unknown outcome is taken as a failure",
