@@ -171,6 +171,7 @@ class Cluster:
         if attempt_s is None and len(self.addresses) > 1:
             attempt_s = ATTEMPT_TIMEOUT_S
         pause, tries, repeated = Pause(), 0, False
+        last: SagaError | None = None
         while True:
             endpoint = self.current()
             left_s = max(0.001, end - time.monotonic())
@@ -184,11 +185,15 @@ class Cluster:
                 if not worth_repeating(e):
                     raise error from None
                 repeated = repeated or not error.definite
+                # A try that only ran out of time says less than a node that answered before it.
+                if last is None or e.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    last = error
             self.leave(endpoint)
             tries += 1
             pause_s = pause.next_s() if tries % len(self.addresses) == 0 else 0.0
             if time.monotonic() + pause_s >= end:
-                raise self._gave_up(error)
+                last.definite = not repeated
+                raise self._gave_up(last)
             await asyncio.sleep(pause_s)
 
     def _gave_up(self, last: SagaError) -> SagaError:
