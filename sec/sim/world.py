@@ -131,7 +131,7 @@ class World:
     def _committed(self, batch: WatchBatch) -> None:
         """Something has become durable."""
         try:
-            logs = [e for e in batch.events if e.item.key.startswith(self._logs)]
+            logs = [e for e in batch.events if e.item.key.startswith(self.keys.logs)]
             for event in logs:
                 self._log_changed(event)
             for event in batch.events:
@@ -144,7 +144,7 @@ class World:
             self.violate(str(error))
 
     def _log_changed(self, event: Event) -> None:
-        saga_name, _, sequence = event.item.key[len(self._logs) :].decode().partition("/")
+        saga_name, _, sequence = event.item.key[len(self.keys.logs) :].decode().partition("/")
         saga = self.sagas[saga_name]
         if event.kind is EventKind.DELETE:
             self.require(saga.state.course.ended, f"8: a part of the log of {saga_name} is gone")
@@ -325,7 +325,6 @@ class World:
     # the script
 
     def run(self) -> Result:
-        self._logs = self.keys.log(SagaId("x"))[:-2]
         everything = self.keys.saga(SagaId("x"))[: -len("saga/x")]
         self.etcd.attach(Watcher(everything, prefix_end(everything), True, self._committed), None)
         script = self.loop.start(None, self._script())
