@@ -107,6 +107,7 @@ class World:
         self.processes: list[SimProcess] = []
         self.members: dict[str, Member] = {}
         self.sagas = {saga.name: Saga(saga) for saga in plan.sagas}
+        self.weather = plan.weather
         self.servers = ActionServers(self.loop, Random(f"servers {plan.seed}"), plan.weather)
         self.skew_us = {name: self.rng.randrange(-500_000, 500_000) for name in plan.nodes}
         self._starts = 0
@@ -206,7 +207,7 @@ class World:
         self._starts += 1
         process = SimProcess(name)
         self.processes.append(process)
-        link = Link(self.loop, Random(f"{name} {self._starts} {self.plan.seed}"), self.plan.weather)
+        link = Link(self.loop, Random(f"{name} {self._starts} {self.plan.seed}"), self.weather)
         settings = Settings(
             SecNodeName(name),
             lease_ttl_s=LEASE_TTL_S,
@@ -382,11 +383,11 @@ class World:
 
     def _heal(self) -> None:
         self.note("etc", "all is healed")
-        self.servers.weather = Weather()
+        self.weather = self.servers.weather = Weather()
         self.servers.offer(True)
         for name, member in list(self.members.items()):
             member.armed.clear()
-            member.link.weather = Weather()
+            member.link.weather = self.weather
             member.link.slowness, member.link.lose_answers, member.link.lose_writes = 1.0, 0, 0
             if member.process.dead:
                 self.start_member(name)
