@@ -19,6 +19,7 @@ from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
 from sec.dispatch.calls import Answer, Call
 from sec.dispatch.directory import Directory
+from sec.node import failpoints
 from sec.node.claims import Claims
 from sec.node.driver import SagaDriver
 from sec.node.orders import MAX_PER_STEP, Orders, read_orders
@@ -216,7 +217,9 @@ class Owner:
             ready = first or Ready((), (), state.course, (), state.controls)
             summary = summary_of(head, ready.course, ready.mishaps, controls=ready.controls, now_us=self._clock_us())
             try:
+                failpoints.reach("before_submit")
                 submitted = await write(records + ready.records, summary, Ownership(self._settings.name, session.lease))
+                failpoints.reach("after_submit")
             except LeaseNotFound:
                 _log.debug("The session is gone, of which we will hear soon: somebody else runs the saga.")
             else:
@@ -256,11 +259,13 @@ class Owner:
         wanted = [s for s in saga_ids if s not in self.drivers and s not in self.unreadable]
         if session is None or not wanted:
             return 0
+        failpoints.reach("before_claim")
         try:
             claimed = await self._sagas.claim(wanted, Ownership(self._settings.name, session.lease), self._give_up(session))
         except KvError as error:
             _log.warning("Could not claim %d sagas; the sweep will see to them: %s", len(wanted), error)
             return 0
+        failpoints.reach("after_claim")
         for one in claimed.values():
             await self._take_over(session, one)
         if claimed:
