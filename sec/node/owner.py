@@ -21,6 +21,7 @@ from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
 from sec.dispatch.calls import Answer, Call
 from sec.dispatch.directory import Directory
+from sec.node import failpoints
 from sec.node.claims import Claims
 from sec.node.driver import SagaDriver
 from sec.node.orders import MAX_PER_STEP, Orders, read_orders
@@ -219,8 +220,10 @@ class Owner:
             ready = first or Ready((), (), state.course, (), state.controls)
             summary = summary_of(head, ready.course, ready.mishaps, controls=ready.controls, now_us=self._clock_us())
             try:
+                failpoints.reach("before_submit")
                 with self._taking_on([head.saga_id]):
                     submitted = await write(records + ready.records, summary, Ownership(self._settings.name, session.lease))
+                    failpoints.reach("after_submit")
                     if submitted.epoch is not None:
                         self._adopt(session, head, state, submitted.epoch, first, orders)
                     return submitted
@@ -259,12 +262,14 @@ class Owner:
         wanted = [s for s in saga_ids if s not in self.drivers and s not in self.unreadable]
         if session is None or not wanted:
             return 0
+        failpoints.reach("before_claim")
         with self._taking_on(wanted):
             try:
                 claimed = await self._sagas.claim(wanted, Ownership(self._settings.name, session.lease), self._give_up(session))
             except KvError as error:
                 _log.warning("Could not claim %d sagas; the sweep will see to them: %s", len(wanted), error)
                 return 0
+            failpoints.reach("after_claim")
             for one in claimed.values():
                 await self._take_over(session, one)
         if claimed:
