@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test chaos chaos-bugs conformance mutants sim sim-bugs bench-failover gen check-gen lint format types imports check clean
+.PHONY: help install demo test chaos chaos-bugs conformance mutants sim sim-bugs bench bench-failover gen check-gen lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
@@ -51,6 +51,10 @@ conformance: $(INSTALLED) ## Run every row of the conformance table, and print i
 mutants: ARGS :=
 mutants: $(INSTALLED) ## Break one rule of the core after the other, and show that the tests find it
 	@$(BIN)/python tools/mutants.py $(ARGS)
+
+bench: ARGS :=
+bench: $(INSTALLED) ## Measure sagas a second, and what each action costs: make bench ARGS='--nodes 1 --in-flight 64 --shape fan:10'
+	@$(BIN)/python bench/throughput.py $(ARGS)
 
 bench-failover: ARGS :=
 bench-failover: $(INSTALLED) ## Measure how long sagas stand still when their owner dies, hangs or is drained: make bench-failover ARGS='--kills 3 --many 0'

@@ -88,7 +88,7 @@ async def _warn_of_defects(kv: EtcdKv) -> None:
     """Says so when etcd is of a version that can lose data."""
     while True:
         try:
-            version = await kv.server_version()
+            version = (await kv.status()).version
         except KvError as error:
             _log.warning("etcd cannot be reached: %s", error)
             await asyncio.sleep(2.0)

@@ -1,7 +1,10 @@
 """The three obligations of the contract, over a real socket, with both stores."""
 
 import asyncio
+import multiprocessing
 import sqlite3
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import grpc
@@ -197,6 +200,34 @@ async def test_one_file_serves_one_server_of_a_process(tmp_path: Path) -> None:
             await Inventory(SqliteStore(tmp_path / "marks.db")).server.start()
         with pytest.raises(StoreError, match="is open already in this process"):
             await Inventory(SqliteStore(tmp_path / "marks.db")).server.start()
+
+
+def open_new_stores(folder: Path, together: "Barrier", problems: "Queue[str]") -> None:
+    """What each of several processes does: opens new stores, each at the same moment as the others."""
+
+    async def open_one(path: Path) -> str:
+        store = SqliteStore(path)
+        try:
+            await store.open("shared")
+        except StoreError as error:
+            return str(error)
+        await store.close()
+        return ""
+
+    for number in range(40):
+        together.wait(60)
+        problems.put(asyncio.run(open_one(folder / f"{number}.db")))
+
+
+def test_processes_can_open_a_new_file_at_the_same_moment(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    together, problems = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=open_new_stores, args=(tmp_path, together, problems)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [problems.get(timeout=60) for _ in range(80)] == [""] * 80
+    for process in processes:
+        process.join()
 
 
 async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:

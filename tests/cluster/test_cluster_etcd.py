@@ -4,14 +4,12 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
 import pytest
 from aetcd import rpc
-from cluster_support import Stage
+from cluster_support import stage_of
 from grpc_health.v1 import health_pb2
 from sec_client import ClusterUnavailable, Saga, SagaState, StoreRefused, action
 from sec_client import aio as sec_aio
@@ -24,18 +22,6 @@ from sec.store.etcd import EtcdConfig, EtcdKv
 from sec.store.kv import KvRefused, Put, Txn, prefix_end
 
 CHAIN = Saga("chain").append(action("a", "step")).append(action("b", "step")).build()
-
-
-@asynccontextmanager
-async def stage_of(cluster: DevCluster, folder: Path) -> AsyncIterator[Stage]:
-    """An action server for a cluster of the test's own."""
-    stage = Stage(cluster, folder)
-    stage.start_effects()
-    try:
-        yield stage
-    finally:
-        stage.gate.touch()
-        stage.stop_effects()
 
 
 async def serving(address: str) -> bool:

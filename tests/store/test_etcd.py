@@ -31,7 +31,9 @@ from sec.store.kv import (
     KvRefused,
     KvUnavailable,
     LeaseNotFound,
+    NoQuorum,
     Put,
+    StoreFull,
     Txn,
     WatchBatch,
     absent,
@@ -289,7 +291,7 @@ async def test_user_and_password(own_etcd: EmbeddedEtcd) -> None:
     ("code", "details", "kind", "error"),
     [
         ("UNAVAILABLE", "failed to connect to all addresses; last error: ...", Kind.NOT_DONE, None),
-        ("UNAVAILABLE", "etcdserver: no leader", Kind.NOT_DONE, None),
+        ("UNAVAILABLE", "etcdserver: no leader", Kind.NOT_DONE, NoQuorum),
         ("RESOURCE_EXHAUSTED", "etcdserver: too many requests", Kind.NOT_DONE, None),
         ("UNAVAILABLE", "Socket closed", Kind.UNKNOWN, None),
         ("UNAVAILABLE", "recvmsg:Connection reset by peer", Kind.UNKNOWN, None),
@@ -309,7 +311,7 @@ async def test_user_and_password(own_etcd: EmbeddedEtcd) -> None:
         ("INVALID_ARGUMENT", "etcdserver: too many operations in txn request", Kind.FINAL, KvRefused),
         ("INVALID_ARGUMENT", "etcdserver: duplicate key given in txn request", Kind.FINAL, KvRefused),
         ("INVALID_ARGUMENT", "etcdserver: request is too large", Kind.FINAL, KvRefused),
-        ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", Kind.FINAL, KvRefused),
+        ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", Kind.FINAL, StoreFull),
         ("RESOURCE_EXHAUSTED", "grpc: received message larger than max (5000000 vs. 2097152)", Kind.FINAL, KvRefused),
         ("PERMISSION_DENIED", "etcdserver: permission denied", Kind.FINAL, KvRefused),
     ],
@@ -369,7 +371,7 @@ def test_versions(version: str, defect: bool, fit: bool) -> None:
 
 
 async def test_the_version_of_the_server_that_runs(etcd: EmbeddedEtcd, etcd_kv: EtcdKv) -> None:
-    assert await etcd_kv.server_version() == etcd.binary.version
+    assert (await etcd_kv.status()).version == etcd.binary.version
 
 
 class TestEmbedded:
