@@ -20,7 +20,9 @@ ALWAYS = 1_000_000
 """As a number of attempts: every one."""
 RETRY = RetryPolicy(max_attempts=6, initial_backoff_s=0.1, max_backoff_s=2.0, attempt_timeout_s=5.0)
 RESTS_S = 5.0
-"""How long a saga waits, twice, that is only there for many to be owned at a time."""
+"""How long a saga waits, twice, that rests."""
+LINGERS_S = 120.0
+"""How long a saga may wait for its signal, so that many are owned at a time."""
 LINKS_PAUSE_S = 1.5
 """Between faults of links, about. They overlap."""
 UNDO_RETRY = RetryPolicy(max_attempts=200, initial_backoff_s=0.1, max_backoff_s=2.0, attempt_timeout_s=5.0)
@@ -293,9 +295,9 @@ def _sagas(options: Options, chance: random.Random) -> Iterator[PlannedSaga]:
         if at_s >= options.duration_s:
             return
         number += 1
-        shape = chance.choice(sorted(SHAPES))
+        shape = chance.choice([*sorted(SHAPES), *SIGNALS, *SIGNALS])
         manner = _manner(shape, chance)
-        commands = sorted(_commands(shape, manner, chance), key=lambda planned: planned.after_s)
+        commands = sorted(_commands(shape, manner, chance, options.duration_s - at_s), key=lambda planned: planned.after_s)
         saga_id = f"chaos-{options.seed}-{number:05}"
         yield PlannedSaga(round(at_s, 3), saga_id, shape, manner, tuple(commands), watched=number % 4 == 1)
 
@@ -335,12 +337,13 @@ def _repeat(sagas: Sequence[PlannedSaga], chance: random.Random) -> None:
                 saga.manner.astray[path] = round(chance.uniform(0.1, 6.0), 3)
 
 
-def _commands(shape: str, manner: Manner, chance: random.Random) -> Iterator[PlannedCommand]:
+def _commands(shape: str, manner: Manner, chance: random.Random, left_s: float) -> Iterator[PlannedCommand]:
     first_s = chance.uniform(0.0, 1.0)
     later_s = first_s + chance.uniform(0.3, 3.0)
     last = NodePath(NODES[shape][-1])
     if shape in SIGNALS:
-        yield _at(chance.uniform(0.0, 3.0), Signal(NodePath(SIGNALS[shape]), Payload.json({"ok": True})))
+        longest_s = min(LINGERS_S, left_s) if chance.random() < 0.7 else 3.0
+        yield _at(chance.uniform(0.0, longest_s), Signal(NodePath(SIGNALS[shape]), Payload.json({"ok": True})))
     match chance.choice(_CONTROLS):
         case "pause":
             yield _at(first_s, Pause("chaos"))
