@@ -31,7 +31,8 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], help="only these")
     given = parser.parse_args()
     wanted = [kind for kind in KINDS if kind in (given.kinds or KINDS)]
-    kinds = [kind for kind in wanted if kind in possible(ETCD_MEMBERS, given.etcd_binary)]
+    here = possible(ETCD_MEMBERS, given.etcd_binary)
+    kinds = [kind for kind in wanted if kind in here]
     if FaultKind.ETCD in wanted and FaultKind.ETCD not in kinds:
         print("Faults of etcd are left out: there is none that is sound when it is killed. See docs/chaos.md.", flush=True)
     runs: list[tuple[str, Sequence[FaultKind], float]] = [(kind, [kind], given.each) for kind in kinds]

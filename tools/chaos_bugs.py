@@ -61,12 +61,12 @@ BUGS = [
     ),
     Bug(
         Mutant(
-            "commands that wait at a takeover are not read",
-            "sec/node/owner.py",
-            "for ordered in (*read_orders(head.saga_id, claimed.commands), *self._orders.of(head.saga_id)):",
-            "for ordered in ():",
+            "an unknown outcome is taken as a failure",
+            "sec/node/driver.py",
+            "                self._answer_missing(in_flight, dispatch, error, spent_s)\n            case StaleEpoch",
+            "                self._answered(in_flight, dispatch, error, spent_s)\n            case StaleEpoch",
         ),
-        "kill,failpoint,lease",
+        "servers,repeat",
     ),
     Bug(
         Mutant(

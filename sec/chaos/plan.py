@@ -20,7 +20,9 @@ ALWAYS = 1_000_000
 """As a number of attempts: every one."""
 RETRY = RetryPolicy(max_attempts=6, initial_backoff_s=0.1, max_backoff_s=2.0, attempt_timeout_s=5.0)
 RESTS_S = 5.0
-"""How long a saga waits, twice, that is only there for many to be owned at a time."""
+"""How long a saga waits, twice, that rests."""
+LINGERS_S = 120.0
+"""How long a saga may wait for its signal, so that many are owned at a time."""
 LINKS_PAUSE_S = 1.5
 """Between faults of links, about. They overlap."""
 UNDO_RETRY = RetryPolicy(max_attempts=200, initial_backoff_s=0.1, max_backoff_s=2.0, attempt_timeout_s=5.0)
@@ -113,8 +115,10 @@ class Manner:
     """Seconds by which the answer is delayed, after the effect."""
     again: dict[str, float] = field(default_factory=dict)
     """Every delivery is made once more, so many seconds after it came."""
-    astray: dict[str, float] = field(default_factory=dict)
-    """The first delivery is lost on its way, and comes so many seconds later, when the caller has given it up."""
+    astray: dict[str, int] = field(default_factory=dict)
+    """The delivery is lost on its way, of an undo only the first one, and comes later, when the caller has given it up."""
+    astray_s: dict[str, float] = field(default_factory=dict)
+    """How many seconds later."""
 
     def to_params(self) -> dict[str, Any]:
         """As the params of a saga."""
@@ -293,9 +297,9 @@ def _sagas(options: Options, chance: random.Random) -> Iterator[PlannedSaga]:
         if at_s >= options.duration_s:
             return
         number += 1
-        shape = chance.choice(sorted(SHAPES))
+        shape = chance.choice([*sorted(SHAPES), *SIGNALS, *SIGNALS])
         manner = _manner(shape, chance)
-        commands = sorted(_commands(shape, manner, chance), key=lambda planned: planned.after_s)
+        commands = sorted(_commands(shape, manner, chance, options.duration_s - at_s), key=lambda planned: planned.after_s)
         saga_id = f"chaos-{options.seed}-{number:05}"
         yield PlannedSaga(round(at_s, 3), saga_id, shape, manner, tuple(commands), watched=number % 4 == 1)
 
@@ -315,13 +319,18 @@ def _manner(shape: str, chance: random.Random) -> Manner:
             manner.twice[path] = chance.randint(1, 3)
         elif draw < 0.32:
             manner.late[path] = round(chance.uniform(0.1, 1.0), 3)
-    behind = nodes.index("b") if shape == "committed" else len(nodes)
+    behind = len(nodes) - len(_behind(shape))
     failing = chance.randrange(len(nodes)) if chance.random() < 0.35 else None
     if failing is not None:  # behind a point of no return a node that always fails would never end
         manner.fail[nodes[failing]] = ALWAYS if failing < behind else chance.randint(1, 2)
         if chance.random() < 0.2 and 0 < failing < behind:
             manner.undo_fail[nodes[0]] = ALWAYS
     return manner
+
+
+def _behind(shape: str) -> tuple[str, ...]:
+    """The point of no return of a shape, and what is behind it."""
+    return NODES[shape][1:] if shape == "committed" else ()
 
 
 def _repeat(sagas: Sequence[PlannedSaga], chance: random.Random) -> None:
@@ -332,15 +341,19 @@ def _repeat(sagas: Sequence[PlannedSaga], chance: random.Random) -> None:
             if draw < 0.3:
                 saga.manner.again[path] = round(chance.choice((0.0, chance.uniform(0.0, 1.0), chance.uniform(1.0, 8.0))), 3)
             elif draw < 0.45:
-                saga.manner.astray[path] = round(chance.uniform(0.1, 6.0), 3)
+                # Behind a point of no return a node of which no delivery comes would never end.
+                for_good = path not in _behind(saga.shape) and chance.random() < 0.3
+                saga.manner.astray[path] = ALWAYS if for_good else 1
+                saga.manner.astray_s[path] = round(chance.uniform(0.1, 6.0), 3)
 
 
-def _commands(shape: str, manner: Manner, chance: random.Random) -> Iterator[PlannedCommand]:
+def _commands(shape: str, manner: Manner, chance: random.Random, left_s: float) -> Iterator[PlannedCommand]:
     first_s = chance.uniform(0.0, 1.0)
     later_s = first_s + chance.uniform(0.3, 3.0)
     last = NodePath(NODES[shape][-1])
     if shape in SIGNALS:
-        yield _at(chance.uniform(0.0, 3.0), Signal(NodePath(SIGNALS[shape]), Payload.json({"ok": True})))
+        longest_s = min(LINGERS_S, left_s) if chance.random() < 0.7 else 3.0
+        yield _at(chance.uniform(0.0, longest_s), Signal(NodePath(SIGNALS[shape]), Payload.json({"ok": True})))
     match chance.choice(_CONTROLS):
         case "pause":
             yield _at(first_s, Pause("chaos"))

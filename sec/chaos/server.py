@@ -103,8 +103,9 @@ class Journal(grpc.aio.ServerInterceptor):
             params = payload_from_proto(message.params).value() or {}
             if _AGAIN in (context.invocation_metadata() or ()):
                 return await self._one(phase, inner, message, context, again=True)
-            if about.attempt == 1 and (astray_s := params.get("astray", {}).get(about.node)):
-                self._deliver_later(message, astray_s)
+            astray = params.get("astray", {}).get(about.node, 0)
+            if about.attempt <= (astray if phase == "do" else min(astray, 1)):
+                self._deliver_later(message, params["astray_s"][about.node])
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "The delivery has gone astray on purpose.")
             if (again_s := params.get("again", {}).get(about.node)) is not None:
                 self._deliver_later(message, again_s)

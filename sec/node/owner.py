@@ -220,8 +220,8 @@ class Owner:
             ready = first or Ready((), (), state.course, (), state.controls)
             summary = summary_of(head, ready.course, ready.mishaps, controls=ready.controls, now_us=self._clock_us())
             try:
-                failpoints.reach("before_submit")
                 with self._taking_on([head.saga_id]):
+                    failpoints.reach("before_submit")
                     submitted = await write(records + ready.records, summary, Ownership(self._settings.name, session.lease))
                     failpoints.reach("after_submit")
                     if submitted.epoch is not None:
@@ -262,8 +262,8 @@ class Owner:
         wanted = [s for s in saga_ids if s not in self.drivers and s not in self.unreadable]
         if session is None or not wanted:
             return 0
-        failpoints.reach("before_claim")
         with self._taking_on(wanted):
+            failpoints.reach("before_claim")
             try:
                 claimed = await self._sagas.claim(wanted, Ownership(self._settings.name, session.lease), self._give_up(session))
             except KvError as error:

@@ -8,7 +8,7 @@ import pytest
 from sec_model import compile_graph
 from sec_model.commands import Abort, Pause, SetBreakpoint, SetMaxInFlight, Signal, SkipUndo, Step
 
-from sec.chaos.plan import ALL, CLIENT, DEFAULT_FAULTS, KINDS, LEADER, NODES, OWNER, SHAPES, FaultKind, Options, make_plan
+from sec.chaos.plan import ALL, ALWAYS, CLIENT, DEFAULT_FAULTS, KINDS, LEADER, NODES, OWNER, SHAPES, FaultKind, Options, make_plan
 from sec.node.failpoints import POINTS
 
 LONG = Options(seed=7, duration_s=600.0)
@@ -34,6 +34,7 @@ def test_the_sagas_of_a_seed_do_not_depend_on_the_faults_but_for_what_is_repeate
     for saga in repeated:
         saga.manner.again.clear()
         saga.manner.astray.clear()
+        saga.manner.astray_s.clear()
     assert repeated == without
 
 
@@ -117,6 +118,13 @@ def test_the_nodes_of_a_shape_are_those_of_its_definition(shape: str) -> None:
 def test_nothing_fails_for_good_behind_the_point_of_no_return() -> None:
     committed = [saga for saga in make_plan(LONG).sagas if saga.shape == "committed"]
     assert all(attempts <= 2 for saga in committed for path, attempts in saga.manner.fail.items() if path != "a")
+
+
+def test_not_all_deliveries_go_astray_behind_the_point_of_no_return() -> None:
+    sagas = make_plan(LONG).sagas
+    always = {(saga.shape, path) for saga in sagas for path, times in saga.manner.astray.items() if times == ALWAYS}
+    assert {path for shape, path in always if shape == "committed"} == {"a"}
+    assert {shape for shape, _ in always} == set(SHAPES)
 
 
 @pytest.mark.parametrize("options", [Options(1, duration_s=0), Options(1, rate_per_s=0), Options(1, nodes=0), Options(1, etcd=0)])

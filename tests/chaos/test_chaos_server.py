@@ -135,7 +135,7 @@ async def test_a_delivery_that_comes_again_later_has_no_effect_of_its_own(calls:
 
 
 async def test_a_delivery_that_went_astray_comes_when_its_undo_is_over_and_has_no_effect(calls: Calls) -> None:
-    manner = Manner(astray={"a": 0.3})
+    manner = Manner(astray={"a": 1}, astray_s={"a": 0.3})
     assert await status(calls.do(manner)) is grpc.StatusCode.UNAVAILABLE
     assert calls.journal == [], "it has not come yet"
     assert not (await calls.undo(Manner(), epoch=1)).HasField("failure")
