@@ -421,13 +421,26 @@ class SagaStore:
 
     async def _commit(self, saga_id: SagaId, txn: Txn, give_up: GiveUp, wanted: Wanted = _never) -> TxnResult:
         """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module."""
+
+        def again(error: BaseException) -> bool:
+            return isinstance(error, KvUnavailable | Indeterminate) or (isinstance(error, KvRefused) and wanted())
+
+        try:
+            return await self._commits.commit(saga_id, txn)
+        except KvError as error:
+            if not again(error):
+                raise
+            return await self._commit_again(saga_id, txn, give_up, again, error)
+
+    async def _commit_again(
+        self, saga_id: SagaId, txn: Txn, give_up: GiveUp, again: Callable[[BaseException], bool], failed: KvError
+    ) -> TxnResult:
+        """The rare path, apart: the first try of every transaction does not pay for its machinery. `failed` is how that one ended."""
+        first: KvError | None = failed
         told = False
 
         def stop(_: RetryCallState) -> bool:
             return give_up()
-
-        def again(error: BaseException) -> bool:
-            return isinstance(error, KvUnavailable | Indeterminate) or (isinstance(error, KvRefused) and wanted())
 
         def tell(attempt: RetryCallState) -> None:
             nonlocal told
@@ -447,6 +460,9 @@ class SagaStore:
             reraise=True,
         ):
             with attempt:
+                if first is not None:
+                    error, first = first, None
+                    raise error
                 return await self._commits.commit(saga_id, txn)
         raise AssertionError("the loop above returns or raises")
 
