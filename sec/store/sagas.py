@@ -253,10 +253,11 @@ class SagaStore:
             then.append(Put(keys.active(saga_id), summary.SerializeToString()))
         if not ended:
             then += [Delete(keys.command(saga_id, command_id)) for command_id in commands]
-        txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then, [Get(log_key), Get(keys.owner(saga_id))])
-        result = await self._commit(saga_id, txn, give_up, wanted)
-        if result.succeeded:
+        txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)
+        if (await self._commit(saga_id, txn, give_up, wanted)).succeeded:
             return
+        # Asked only now: every append would carry the question. What is under a log key does not change as long as there is the saga.
+        result = await self._commit(saga_id, Txn(then=[Get(log_key), Get(keys.owner(saga_id))]), give_up, wanted)
         present = _only(result.results[0])
         if present is not None and present.value == batch:  # an earlier try of ours landed
             return
