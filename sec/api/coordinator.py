@@ -52,6 +52,7 @@ class Coordinator(ClusterCalls):
         self._settled = SettledWatch(node.live, node.keys)
         self._log_watch = LogWatch(node.kv, node.keys)
         self._fit = FitChecks(node.directory)
+        self._definitions = requests.Definitions(node.settings.limits)
 
     def stop_waiting(self) -> None:
         """Answers all who wait for a saga with what is known now: the node is about to stop."""
@@ -64,7 +65,8 @@ class Coordinator(ClusterCalls):
         params = requests.params(request.params, saga_id, limits)
         labels = requests.labels(request.labels, saga_id, limits)
         deadline = requests.deadline(request, saga_id)
-        definition, graph = requests.definition(request.definition, saga_id, limits)
+        checked = self._definitions.check(request.definition, saga_id)
+        graph = checked.graph
         missing = sorted(graph.action_names() - self._node.directory.offered)
         warnings = [
             f'No action server that can be reached offers the action "{name}" now; its nodes will wait.' for name in missing
@@ -79,8 +81,8 @@ class Coordinator(ClusterCalls):
         uid, give_up = secrets.token_hex(8), give_up_before(context)
 
         async def submit() -> Submitted:
-            digest = await self._node.definitions.put(definition, graph)
-            head = SagaHead(saga_id, uid, definition.name, digest, params, labels, wall_clock_us(), deadline)
+            digest = await self._node.definitions.put(checked.data, graph)
+            head = SagaHead(saga_id, uid, checked.name, digest, params, labels, wall_clock_us(), deadline)
             return await self._submit(head, graph, start=not request.start_later, give_up=give_up)
 
         try:

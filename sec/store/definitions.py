@@ -2,8 +2,8 @@
 
 from collections import OrderedDict
 
-from sec_model import Definition, Graph, compile_graph
-from sec_model.codec import definition_bytes, definition_from_proto, definition_hash
+from sec_model import Graph, compile_graph
+from sec_model.codec import definition_from_proto, definition_hash
 from sec_protos.v1 import definition_pb2
 
 from sec.core.errors import CorruptLog
@@ -22,10 +22,9 @@ class DefinitionStore:
         self._keys = keys
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
 
-    async def put(self, definition: Definition, graph: Graph) -> str:
-        """Stores a checked definition unless it is there; returns its hash. Doing it twice is harmless, so a lost answer is too:
+    async def put(self, data: bytes, graph: Graph) -> str:
+        """Stores a checked definition, by its canonical bytes, unless it is there; returns its hash. Doing it twice is harmless, so a lost answer is too:
         raises `KvError` of any kind, and the caller may try again."""
-        data = definition_bytes(definition)
         digest = definition_hash(data)
         if digest not in self._graphs:
             key = self._keys.definition(digest)
