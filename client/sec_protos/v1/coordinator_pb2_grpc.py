@@ -112,6 +112,7 @@ class CoordinatorServicer:
     def SubmitSaga(self, request, context):
         """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
         answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
+        RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
