@@ -263,22 +263,28 @@ class SecNode:
 
     async def _announce(self, session: Session, *, fresh: bool) -> bool:
         """Writes who we are, under the session. With `fresh` it answers False when the name is taken."""
-        info = coordinator_pb2.SecNode(
+        key = self.keys.node(self.settings.name)
+        txn = Txn([absent(key)] if fresh else [], [Put(key, self._info().SerializeToString(), session.lease)])
+        return (await self.kv.txn(txn, timeout_s=session.remaining_s())).succeeded
+
+    def _info(self) -> coordinator_pb2.SecNode:
+        return coordinator_pb2.SecNode(
             name=self.settings.name,
             address=self.address,
             version=__version__,
             draining=self.draining,
             started_us=self._started_us,
         )
-        key = self.keys.node(self.settings.name)
-        txn = Txn([absent(key)] if fresh else [], [Put(key, info.SerializeToString(), session.lease)])
-        return (await self.kv.txn(txn, timeout_s=session.remaining_s())).succeeded
 
     def known_nodes(self) -> list[coordinator_pb2.SecNode]:
-        """The SEC nodes that hold a session, by name, with the number of sagas that each owns."""
+        """The SEC nodes that hold a session, and this one, by name, with the number of sagas that each owns."""
+        own_key = self.keys.node(self.settings.name)
+        found = {key: item.value for key, item in self.nodes.items.items()} | {
+            own_key: self._info().SerializeToString()  # also when it has lost its session: then above all it has to say how it is
+        }
         nodes = []
-        for _, item in sorted(self.nodes.items.items()):
-            node = coordinator_pb2.SecNode.FromString(item.value)
+        for _, value in sorted(found.items()):
+            node = coordinator_pb2.SecNode.FromString(value)
             node.draining = node.draining or self.keys.drain(SecNodeName(node.name)) in self.drains.items
             node.owned_sagas = self.counts.of(SecNodeName(node.name))
             if node.name == self.settings.name:

@@ -180,7 +180,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListNodes(self, request, context):
-        """The SEC nodes that hold a session now.
+        """The SEC nodes that hold a session now, and the one that answers, whose `condition` says whether it does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,7 @@ class CoordinatorStub:
     GetSagaLog: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaLogRequest, _coordinator_pb2.GetSagaLogResponse]
     """The saga log as it stands; of a log that is damaged, what stands before the damage."""
     ListNodes: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListNodesRequest, _coordinator_pb2.ListNodesResponse]
-    """The SEC nodes that hold a session now."""
+    """The SEC nodes that hold a session now, and the one that answers, whose `condition` says whether it does."""
     DrainNode: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DrainNodeRequest, _coordinator_pb2.DrainNodeResponse]
     """Lets an SEC node hand its sagas to the others and take no new ones; it goes on answering calls. Durable: acknowledged
     when recorded, carried out by the node itself.
@@ -116,7 +116,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     GetSagaLog: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaLogRequest, _coordinator_pb2.GetSagaLogResponse]  # type: ignore[assignment]
     """The saga log as it stands; of a log that is damaged, what stands before the damage."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListNodesRequest, _coordinator_pb2.ListNodesResponse]  # type: ignore[assignment]
-    """The SEC nodes that hold a session now."""
+    """The SEC nodes that hold a session now, and the one that answers, whose `condition` says whether it does."""
     DrainNode: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DrainNodeRequest, _coordinator_pb2.DrainNodeResponse]  # type: ignore[assignment]
     """Lets an SEC node hand its sagas to the others and take no new ones; it goes on answering calls. Durable: acknowledged
     when recorded, carried out by the node itself.
@@ -222,7 +222,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.ListNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ListNodesResponse, _abc.Awaitable[_coordinator_pb2.ListNodesResponse]]:
-        """The SEC nodes that hold a session now."""
+        """The SEC nodes that hold a session now, and the one that answers, whose `condition` says whether it does."""
 
     @_abc_1.abstractmethod
     def DrainNode(
