@@ -280,6 +280,11 @@ class SagaStore:
                 return True
         return False
 
+    async def waiting_commands(self, saga_id: SagaId) -> int:
+        """How many commands wait for the owner of a saga."""
+        prefix = self._keys.commands_of(saga_id)
+        return (await self._kv.get(Get(prefix, prefix_end(prefix), limit=1, keys_only=True))).count
+
     async def commands(self, saga_id: SagaId) -> list[tuple[str, bytes]]:
         """The commands that wait for the owner of a saga, in the order in which they were given: their ids and messages."""
         prefix = self._keys.commands_of(saga_id)
