@@ -14,7 +14,7 @@ from sec_client import NodeCondition, Overloaded, SagaState, StoreFull
 from sec_client.aio import Client
 from sec_client.errors import detail_of
 from sec_model import compile_graph
-from sec_model.codec import definition_to_proto
+from sec_model.codec import definition_bytes, definition_to_proto
 from sec_model.commands import Pause, Resume
 from sec_model.commands_codec import command_to_proto
 from sec_protos.v1 import common_pb2, coordinator_pb2, coordinator_pb2_grpc
@@ -355,7 +355,7 @@ async def test_definitions_that_are_kept_are_bounded_by_their_nodes(monkeypatch:
     graphs = {}
     for name in ("a", "b", "c"):
         definition = chain(name, f"{name}2", name=name)
-        graphs[name] = compile_graph(definition), await store.put(definition, compile_graph(definition))
+        graphs[name] = compile_graph(definition), await store.put(definition_bytes(definition), compile_graph(definition))
     assert 2 * len(graphs["a"][0].nodes) <= 5 < 3 * len(graphs["a"][0].nodes)
     kv.partition()
     for name in ("b", "c"):
