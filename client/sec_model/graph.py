@@ -54,6 +54,10 @@ class NodeKind(Enum):
     SUBSAGA_END = "subsaga_end"
 
 
+_WAITING = (NodeKind.SIGNAL, NodeKind.TIMER)
+_WITH_RECORDS = (NodeKind.ACTION, *_WAITING)
+
+
 @dataclass(frozen=True, slots=True)
 class GraphNode:
     """A node of the flat graph. Parents and children are numbers of nodes.
@@ -82,12 +86,12 @@ class GraphNode:
     @property
     def instant(self) -> bool:
         """It is never dispatched and has no records of its own."""
-        return self.kind not in (NodeKind.ACTION, NodeKind.SIGNAL, NodeKind.TIMER)
+        return self.kind not in _WITH_RECORDS
 
     @property
     def waits(self) -> bool:
         """It has records of its own and is never dispatched: it waits for a signal or an instant."""
-        return self.kind in (NodeKind.SIGNAL, NodeKind.TIMER)
+        return self.kind in _WAITING
 
     @property
     def needs_no_undo(self) -> bool:

@@ -6,7 +6,7 @@ The driver's one rule, in this order: make the records durable, apply them, run 
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from sec_model import OnDeadline, Payload, RetryPolicy
@@ -55,7 +55,7 @@ from sec.core.records import (
 )
 from sec.core.refusals import refusal
 from sec.core.retry import NextCall, next_call, next_call_of_many
-from sec.core.state import NO_TRIES, Mishap, SagaState
+from sec.core.state import NO_TRIES, Mishap, Rehearsal, SagaState
 from sec.core.transitions import Course, Mark
 
 _NEVER_CALLED = Fault("The saga unwinds, and no action server could be reached for a call that was to be made again.", "unwinding")
@@ -174,6 +174,7 @@ Effect = Dispatch | Hurry | Withhold
 class Ready:
     """What to write, then what to do. `course`, `mishaps` and `controls` are those of the saga once the records are applied.
 
+    `rehearsal` is for `SagaState.repeat`, once the records are durable: it does the same as applying them.
     `wake_at_us` is the instant at which to call `decide` again, whatever else happens; 0: there is none.
     """
 
@@ -183,6 +184,7 @@ class Ready:
     mishaps: tuple[Mishap, ...]
     controls: Controls
     wake_at_us: int = 0
+    rehearsal: Rehearsal | None = field(default=None, compare=False, repr=False)
 
 
 def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] | None = None, now_us: int = 0) -> Ready:
@@ -192,7 +194,7 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
     is not started, so that nothing has to be undone that never had a chance to run. Call again with `Begin` when that changes.
     """
     draft = _Draft(state, now_us)
-    with state.rehearsal():
+    with state.rehearsal() as rehearsal:
         for event in events:
             draft.take(event)
         draft.end_waits()  # before the clock is looked at: what has come is in time
@@ -200,7 +202,7 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
         draft.end_waits()
         draft.advance(offered)
         effects, wake_at_us = tuple(draft.wanted_effects()), min((due.us for due in state.dues.values()), default=0)
-        return Ready(tuple(draft.records), effects, state.course, state.mishaps, state.controls, wake_at_us)
+        return Ready(tuple(draft.records), effects, state.course, state.mishaps, state.controls, wake_at_us, rehearsal)
 
 
 class _Draft:

@@ -4,7 +4,8 @@
 with the neighbours of the node that the record names, not with the saga, but for the one record that begins the unwinding.
 
 A *rehearsal* lets `sec.core.decide` try records and then take them all back: every change goes through `_put`, `_drop` and `_set`,
-which keep a journal while a rehearsal is on.
+which keep a journal while a rehearsal is on. When the records are durable, `repeat` makes the changes of the journal once more: that is what
+`apply` would do, without judging each record a second time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -82,8 +83,16 @@ class Due:
     then: OnDeadline | None
 
 
+@dataclass(slots=True)
+class Rehearsal:
+    """What the rehearsed records have changed in a state whose next record is number `begins_at`: containers, keys, values before and after."""
+
+    begins_at: int
+    changes: list[tuple[Any, Any, Any, Any]]
+
+
 class SagaState:
-    """What the log of one saga implies. Read it freely; change it with `apply` alone.
+    """What the log of one saga implies. Read it freely; change it with `apply` alone, or with `repeat`.
 
     Nodes are numbers of `graph`. `startable` and `undoable` are sets of the nodes that may be started (undone)
     as far as the graph is concerned; `in_flight` are actions with a start but no outcome in the log, `waiting` the signals and timers.
@@ -124,7 +133,7 @@ class SagaState:
         self._parents_left = [len(n.parents) for n in graph.nodes]
         self._children_open = [0] * len(graph.nodes)
         self._unsettled = 0
-        self._journal: list[tuple[Any, Any, Any]] | None = None
+        self._journal: list[tuple[Any, Any, Any, Any]] | None = None
 
     # what can be read
 
@@ -228,20 +237,29 @@ class SagaState:
         self._set("owner", entry.writer)
 
     @contextmanager
-    def rehearsal(self) -> Iterator[None]:
-        """Everything applied inside is taken back at the end, however it ends."""
+    def rehearsal(self) -> Iterator[Rehearsal]:
+        """Everything applied inside is taken back at the end, however it ends. What it changed can be had again by `repeat`."""
         assert self._journal is None, "rehearsals do not nest"
-        journal: list[tuple[Any, Any, Any]] = []
-        self._journal = journal
+        rehearsal = Rehearsal(self.next_sequence, [])
+        self._journal = rehearsal.changes
         try:
-            yield
+            yield rehearsal
         finally:
             self._journal = None
-            for container, key, old in reversed(journal):
+            for container, key, old, _ in reversed(rehearsal.changes):
                 if old is _MISSING:
                     del container[key]
                 else:
                     container[key] = old
+
+    def repeat(self, rehearsal: Rehearsal) -> None:
+        """Takes the records of a rehearsal of this very state, to which nothing was applied since."""
+        assert rehearsal.begins_at == self.next_sequence, "something was applied since the rehearsal"
+        for container, key, _, new in rehearsal.changes:
+            if new is _MISSING:
+                del container[key]
+            else:
+                container[key] = new
 
     # the rules for commands
 
@@ -528,13 +546,13 @@ class SagaState:
     def _put(self, container: Any, key: Any, value: Any) -> None:
         if self._journal is not None:
             old = container.get(key, _MISSING) if isinstance(container, dict) else container[key]
-            self._journal.append((container, key, old))
+            self._journal.append((container, key, old, value))
         container[key] = value
 
     def _drop(self, container: dict[Any, Any], key: Any) -> None:
         old = container.pop(key, _MISSING)
         if old is not _MISSING and self._journal is not None:
-            self._journal.append((container, key, old))
+            self._journal.append((container, key, old, _MISSING))
 
     def _set(self, name: str, value: Any) -> None:
         self._put(self.__dict__, name, value)

@@ -220,8 +220,7 @@ class SagaDriver:
                     failpoints.reach("before_commit")
                     await self._host.append(self, ready)
                     failpoints.reach("after_commit")
-                    for record in ready.records:
-                        self.state.apply(record)
+                    self.take(ready)
                     failpoints.reach("after_apply")
                 self._forget_answered(events)
                 self.run_effects(ready)
@@ -245,6 +244,11 @@ class SagaDriver:
             self._step = None
             self._deciding_since = None
             self._quiet_since = asyncio.get_running_loop().time()
+
+    def take(self, ready: Ready) -> None:
+        """Takes the records of a step that are durable now into the state."""
+        assert ready.rehearsal is not None, "every step of `decide` has one"
+        self.state.repeat(ready.rehearsal)
 
     def run_effects(self, ready: Ready) -> None:
         """Runs the effects of a step whose records are durable and applied."""

@@ -251,8 +251,7 @@ class Owner:
         if first is None:
             driver.post(Begin())
             return
-        for record in first.records:
-            state.apply(record)
+        driver.take(first)
         driver.run_effects(first)
         driver.offers_changed()  # they may have, since the step was decided
 

@@ -316,3 +316,23 @@ def test_rehearsals_do_not_nest() -> None:
     state = reach("created")
     with state.rehearsal(), pytest.raises(AssertionError, match="rehearsals do not nest"), state.rehearsal():
         pass
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_to_repeat_a_rehearsal_is_to_apply_its_records(situation: str) -> None:
+    """The mini driver compares that at every step of the random sagas, too."""
+    state, applied_to = reach(situation), reach(situation)
+    with state.rehearsal() as rehearsal:
+        rehearse_all(state)
+    state.repeat(rehearsal)
+    rehearse_all(applied_to)
+    assert_same_state(state, applied_to)
+
+
+def test_a_rehearsal_is_not_repeated_on_another_state() -> None:
+    state = reach("created")
+    with state.rehearsal() as rehearsal:
+        rehearse_all(state)
+    assert rehearse_all(state)
+    with pytest.raises(AssertionError, match="something was applied since the rehearsal"):
+        state.repeat(rehearsal)

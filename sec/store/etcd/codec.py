@@ -6,7 +6,6 @@ from typing import Any, assert_never
 from aetcd import rpc
 
 from sec.store.kv import (
-    Compare,
     Delete,
     DeleteResult,
     Event,
@@ -52,28 +51,39 @@ def range_request(get: Get, *, revision: Revision | None = None, serializable: b
 
 
 def txn_request(txn: Txn) -> Any:
-    return rpc.TxnRequest(
-        compare=[_compare(compare) for compare in txn.compares],
-        success=[_request_op(op) for op in txn.then],
-        failure=[_request_op(op) for op in txn.otherwise],
-    )
+    message = rpc.TxnRequest()
+    _fill_txn(message, txn)
+    return message
 
 
-def _compare(compare: Compare) -> Any:
-    target, field = _TARGETS[compare.target]
-    return rpc.Compare(key=compare.key, target=target, result=_RELATIONS[compare.relation], **{field: compare.operand})
+def _fill_txn(message: Any, txn: Txn) -> None:
+    """In place: a message that is made of messages copies each of them, those of nested transactions at each level."""
+    for compare in txn.compares:
+        target, field = _TARGETS[compare.target]
+        filled = message.compare.add(key=compare.key, target=target, result=_RELATIONS[compare.relation])
+        setattr(filled, field, compare.operand)
+    for op in txn.then:
+        _fill_op(message.success.add(), op)
+    for op in txn.otherwise:
+        _fill_op(message.failure.add(), op)
 
 
-def _request_op(op: Op) -> Any:
+def _fill_op(message: Any, op: Op) -> None:
     match op:
         case Put():
-            return rpc.RequestOp(request_put=rpc.PutRequest(key=op.key, value=op.value, lease=op.lease))
+            put = message.request_put
+            put.key = op.key
+            put.value = op.value
+            put.lease = op.lease
         case Get():
-            return rpc.RequestOp(request_range=range_request(op))
+            message.request_range.CopyFrom(range_request(op))
         case Delete():
-            return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=op.key, range_end=op.range_end))
+            delete = message.request_delete_range
+            delete.key = op.key
+            delete.range_end = op.range_end or b""
         case Txn():
-            return rpc.RequestOp(request_txn=txn_request(op))
+            message.request_txn.SetInParent()
+            _fill_txn(message.request_txn, op)
         case _:
             assert_never(op)
 
