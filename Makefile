@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test chaos chaos-bugs conformance mutants sim sim-bugs bench bench-failover gen check-gen lint format types imports check clean
+.PHONY: help install demo test examples chaos chaos-bugs conformance mutants sim sim-bugs bench bench-failover gen check-gen lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
@@ -35,6 +35,9 @@ demo: $(INSTALLED) ## Run a saga whose owner is killed, and one that fails and u
 
 test: $(INSTALLED) ## Run the tests; other options: make test ARGS='-n 0 tests/core'
 	@$(BIN)/pytest $(ARGS)
+
+examples: $(INSTALLED) ## Build the action servers of all languages whose tools are there, check each, and run a saga through all of them
+	@$(BIN)/pytest -n 0 -rs -s -v examples/action-servers
 
 chaos: ARGS :=
 chaos: $(INSTALLED) ## A minute of chaos with each kind of fault, and ten with all of them: make chaos ARGS='--each 20 --mixed 60 --seed 8'

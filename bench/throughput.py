@@ -94,9 +94,9 @@ def shape(text: str) -> tuple[Definition, int]:
     if kind == "chain":
         for name in names:
             saga.append(action(name, "work"))
-    else:
-        saga.append_parallel(*(action(name, "work") for name in names))
-    return saga.build(), count
+        return saga.build(), count
+    saga.append_parallel(*(action(name, "work") for name in names)).append(action("end", "work"))
+    return saga.build(), count + 1
 
 
 class Ends:
@@ -282,7 +282,7 @@ async def main() -> int:
     parser = argparse.ArgumentParser(description="Measures the throughput of clusters on this machine.")
     parser.add_argument("--nodes", type=numbers, default=[1, 3], help="sizes of clusters")
     parser.add_argument("--in-flight", type=numbers, default=[1, 16, 64, 512], help="sagas in flight")
-    parser.add_argument("--shape", default="chain:5", help="chain:N or fan:N, of N actions")
+    parser.add_argument("--shape", default="chain:5", help="chain:N, or fan:N, which has one action more behind them")
     parser.add_argument("--payload", type=int, default=200, help="bytes of the params and of each output")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each row, after a warm-up")
     parser.add_argument("--wait", action="store_true", help="the client waits for each saga by a call")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from sec_model import Graph
+from sec_model import Graph, Payload
 from sec_model.commands import Signal
 
 from sec.core.decide import AnswerMissing, Begin, DoAnswered, Event, Ordered, Ready, TakenOver, UndoAnswered, decide
@@ -463,10 +463,10 @@ def _start_requested(head: SagaHead, now_us: int) -> StartRequested:
 
 def _payload_bytes(event: Event) -> int:
     match event:
+        case DoAnswered(_, Payload(data=data)):
+            return len(data)
         case DoAnswered(_, Fault(data=data)) | UndoAnswered(_, Fault(data=data)) | AnswerMissing(error=Fault(data=data)):
             return 16_384 + (len(data.data) if data is not None else 0)
-        case DoAnswered(_, result) if not isinstance(result, Fault):
-            return len(result.data)
         case Ordered(command=Signal(data=data)):
             return 2 * len(data.data)  # in the command and in the output
         case _:

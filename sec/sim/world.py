@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from sec_model import Payload
+from sec_model.codec import definition_bytes
 from sec_model.commands import Command, MarkUndone, Resume, Signal, SkipUndo
 from sec_model.commands_codec import command_to_proto
 from sec_model.graph import Graph
@@ -445,7 +446,7 @@ class World:
 
     async def _submit(self, member: Member, saga: Saga, *, start: bool) -> bool:
         node, plan = member.node, saga.plan
-        digest = await node.definitions.put(plan.definition, saga.graph)
+        digest = await node.definitions.put(definition_bytes(plan.definition), saga.graph)
         self._uids += 1
         head = SagaHead(saga.id, f"uid{self._uids}", plan.definition.name, digest, _NO_PARAMS, {}, 0, plan.deadline)
         try:

@@ -58,7 +58,7 @@ class GroupCommit:
     def slowest_s(self, now: float, within_s: float) -> float:
         """How long the store takes at the moment: the age of the oldest transaction in flight, or what the last one took, if that ended less than
         `within_s` ago. `now` is by the event loop's clock."""
-        ages = [now - began for began in self._in_flight.values()]
+        ages = [now - began for began in list(self._in_flight.values())]  # a copy: metrics are read on another thread
         return max([*ages, self._last_took_s if now - self._last_ended < within_s else 0.0])
 
     async def commit(self, saga_id: str, txn: Txn) -> TxnResult:

@@ -1,17 +1,21 @@
-"""The three obligations of the contract, over a real socket, with both stores."""
+"""The three obligations of the contract, over a real socket, with both stores, for calls by themselves and in batches."""
 
 import asyncio
+import functools
 import multiprocessing
 import sqlite3
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import client_support
 import grpc
 import pytest
-from client_support import Actions, eventually, serving, status_of
+from client_support import Actions, eventually, status_of
 from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore, Payload, SqliteStore, Store, StoreError, Unavailable
 from sec_protos.v1 import action_server_pb2
+
+serving = client_support.serving
 
 
 class Inventory:
@@ -36,6 +40,11 @@ class Inventory:
             self.undos.append(call)
             if self.undo_error is not None:
                 raise self.undo_error
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["by themselves", "batched"])
+def batched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "serving", functools.partial(client_support.serving, batched=request.param))
 
 
 @pytest.fixture(params=["sqlite", "memory"])

@@ -35,7 +35,8 @@ def pages() -> list[Path]:
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
         *(ROOT / "deploy").rglob("*.md"),
-        *(ROOT / "examples").rglob("*.md"),
+        *(ROOT / "examples").glob("*/*.md"),
+        *(ROOT / "examples").glob("*/*/*.md"),  # no deeper: there are the packages of other languages
     ]
     return sorted(found)
 

@@ -199,10 +199,11 @@ class TestWatch:
             assert brief(await events(quiet)) == [("put", prefix + b"x", b"")]
             assert brief(await events(watch)) == [("put", prefix + b"x", b"")]
 
+    @pytest.mark.parametrize(("bound", "most"), [("MAX_WAITING_EVENTS", 10), ("MAX_WAITING_BYTES", 11)])
     async def test_a_slow_consumer_is_taken_off_the_stream_and_misses_nothing(
-        self, etcd_kv: EtcdKv, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+        self, etcd_kv: EtcdKv, prefix: bytes, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
     ) -> None:
-        monkeypatch.setattr("sec.store.etcd.watch.MAX_WAITING_EVENTS", 10)
+        monkeypatch.setattr(f"sec.store.etcd.watch.{bound}", most)
         async with aclosing(etcd_kv.watch(prefix + b"slow")) as slow, aclosing(etcd_kv.watch(prefix + b"quick")) as quick:
             await batch(slow)
             await batch(quick)
