@@ -45,8 +45,8 @@ BUGS = [
         Mutant(
             "appends are not fenced",
             "sec/store/sagas.py",
-            "txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then,",
-            "txn = Txn([], then,",
+            "txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)",
+            "txn = Txn([], then)",
         ),
         "stop,failpoint,partition,oneway",
     ),

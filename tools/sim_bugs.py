@@ -25,14 +25,14 @@ BUGS = [
     Mutant(
         "appends do not compare the epoch",
         "sec/store/sagas.py",
-        "txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then,",
-        "txn = Txn([absent(log_key)], then,",
+        "txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)",
+        "txn = Txn([absent(log_key)], then)",
     ),
     Mutant(
         "appends do not ask that the log key is absent",
         "sec/store/sagas.py",
-        "txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then,",
-        "txn = Txn([self._owned(saga_id, epoch)], then,",
+        "txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)",
+        "txn = Txn([self._owned(saga_id, epoch)], then)",
     ),
     Mutant(
         "a write whose answer was lost is taken as done",
@@ -43,8 +43,8 @@ BUGS = [
     Mutant(
         "a claim takes a saga that has an owner",
         "sec/store/sagas.py",
-        "txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], reads)",
-        "txn = Txn([exists(keys.active(saga_id))], [*reads, put], reads)",
+        "txn = Txn([absent(keys.owner(saga_id)), exists(keys.active(saga_id))], [*reads, put], [Get(keys.owner(saga_id))])",
+        "txn = Txn([exists(keys.active(saga_id))], [*reads, put], [Get(keys.owner(saga_id))])",
     ),
     Mutant(
         "a claim whose answer was lost is taken as somebody else's",
@@ -61,9 +61,9 @@ BUGS = [
     Mutant(
         "effects run before their records are durable",
         "sec/node/driver.py",
-        "                if ready.records:\n                    await self._host.append(self, ready)\n",
+        '                if ready.records:\n                    failpoints.reach("before_commit")\n',
         "                early = [e for e in ready.effects if isinstance(e, Dispatch)]\n                for effect in early:\n                    self._run_effect(effect)\n"
-        "                if ready.records:\n                    await asyncio.sleep(0)\n                    await self._host.append(self, ready)\n",
+        "                if ready.records:\n                    await asyncio.sleep(0)\n",
     ),
     Mutant(
         "the session's deadline counts from after the renewal",
