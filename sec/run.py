@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 import signal
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import grpc
 from sec import __version__
 from sec.api.metrics import Metrics
 from sec.api.server import ApiServer, TlsFiles
+from sec.node import failpoints
 from sec.node.node import SecNode
 from sec.node.settings import Settings
 from sec.store.etcd import EtcdConfig, EtcdKv, known_defect
@@ -63,6 +65,8 @@ async def run_node(config: NodeConfig) -> None:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, node.stop)
+        if folder := os.environ.get(failpoints.ENVIRONMENT):
+            loop.add_signal_handler(signal.SIGUSR1, failpoints.arm, Path(folder, config.settings.name))
         await server.start()
         _log.info('SEC node "%s" %s serves on %s.', config.settings.name, __version__, node.address)
         background = [asyncio.create_task(server.run_health()), asyncio.create_task(_warn_of_defects(kv))]

@@ -8,6 +8,7 @@ from sec_client import Tls
 
 from secctl import controls
 from secctl.cluster import action, node
+from secctl.conformance.command import conformance
 from secctl.errors import EXIT_CODES, BadInput
 from secctl.sagas import saga
 from secctl.settings import DEFAULT_ADDRESSES, Program, Settings, new_console
@@ -73,6 +74,7 @@ for control in (*controls.COMMANDS, controls.delete):
 cli.add_command(saga)
 cli.add_command(node)
 cli.add_command(action)
+cli.add_command(conformance)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from sec.api.answering import Context, give_up_before, reading, reading_stream, 
 from sec.api.cluster import ClusterCalls
 from sec.api.errors import ApiError, does_not_fit, invalid
 from sec.api.fitting import FitChecks
+from sec.api.log_watch import LogWatch
 from sec.api.views import corrupt_view, node_errors, saga_view, sequenced, stored_summary
 from sec.api.waiting import RECHECK_S, SettledWatch
 from sec.codec import entries_from_bytes
@@ -34,7 +35,7 @@ from sec.node.node import SecNode
 from sec.node.owner import wall_clock_us
 from sec.store.errors import SagaNotFound, WrongState
 from sec.store.keys import last_segment
-from sec.store.kv import Compacted, EventKind, Revision, prefix_end
+from sec.store.kv import Compacted, EventKind, Watch
 from sec.store.listing import ListFilter
 from sec.store.sagas import GiveUp, SagaHead, StoredSaga, Submitted
 from sec.summaries import STATE_OF_COURSE
@@ -52,6 +53,7 @@ class Coordinator(ClusterCalls):
     def __init__(self, node: SecNode) -> None:
         super().__init__(node)
         self._settled = SettledWatch(node.live, node.keys)
+        self._log_watch = LogWatch(node.kv, node.keys)
         self._fit = FitChecks(node.directory)
 
     def stop_waiting(self) -> None:
@@ -197,35 +199,22 @@ class Coordinator(ClusterCalls):
         saga_id = requests.saga_id(request.saga_id)
         state: SagaState | None = None
         while True:
-            stored, folded = await self._load(saga_id)
-            if state is None:
-                state = SagaState(saga_id, folded.graph)
-            try:
-                async with aclosing(self._entries(saga_id, stored)) as entries:
-                    async for entry in entries:
-                        if entry.sequence < state.next_sequence:
-                            continue  # read again after the watch fell behind
-                        state.apply_entry(entry)
-                        if entry.sequence >= request.from_sequence:
-                            yield pb.WatchSagaResponse(record=sequenced(entry), state=STATE_OF_COURSE[state.course])
-                        if state.course.ended:
-                            return
-            except Compacted:
-                continue
-
-    async def _entries(self, saga_id: SagaId, stored: StoredSaga) -> AsyncGenerator[LogEntry, None]:
-        """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again; and `SagaNotFound`."""
-        for entry in stored.entries:
-            yield entry
-        prefix = self._node.keys.log(saga_id)
-        async with aclosing(self._node.kv.watch(prefix, prefix_end(prefix), start=Revision(stored.revision + 1))) as watch:
-            async for batch in watch:
-                for event in batch.events:
-                    if event.kind is EventKind.DELETE:
-                        raise SagaNotFound(f'Saga "{saga_id}" was deleted.')
-                    first = int(last_segment(event.item.key), 16)
-                    for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
-                        yield entry
+            async with self._log_watch.follow(saga_id) as changes:
+                stored, folded = await self._load(saga_id)
+                if state is None:
+                    state = SagaState(saga_id, folded.graph)
+                try:
+                    async with aclosing(_entries(saga_id, stored, changes)) as entries:
+                        async for entry in entries:
+                            if entry.sequence < state.next_sequence:
+                                continue  # read again after the watch fell behind
+                            state.apply_entry(entry)
+                            if entry.sequence >= request.from_sequence:
+                                yield pb.WatchSagaResponse(record=sequenced(entry), state=STATE_OF_COURSE[state.course])
+                            if state.course.ended:
+                                return
+                except Compacted:
+                    continue
 
     async def _load(self, saga_id: SagaId) -> tuple[StoredSaga, SagaState]:
         """Raises `CorruptLog` for a saga that cannot be read."""
@@ -234,6 +223,21 @@ class Coordinator(ClusterCalls):
             raise CorruptLog(stored.problem)
         graph = await self._node.definitions.graph(stored.head.definition_hash)
         return stored, fold(saga_id, graph, stored.entries)
+
+
+async def _entries(saga_id: SagaId, stored: StoredSaga, changes: Watch) -> AsyncGenerator[LogEntry, None]:
+    """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again; and `SagaNotFound`."""
+    for entry in stored.entries:
+        yield entry
+    async for batch in changes:
+        if batch.revision <= stored.revision:
+            continue
+        for event in batch.events:
+            if event.kind is EventKind.DELETE:
+                raise SagaNotFound(f'Saga "{saga_id}" was deleted.')
+            first = int(last_segment(event.item.key), 16)
+            for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
+                yield entry
 
 
 def _not_offered(saga_id: SagaId, missing: Sequence[str]) -> ApiError:

@@ -80,9 +80,14 @@ class Keys:
     def saga(self, saga_id: SagaId) -> bytes:
         return self._shard(f"saga/{saga_id}")
 
+    @property
+    def logs(self) -> bytes:
+        """The prefix of all logs."""
+        return self._shard("log/")
+
     def log(self, saga_id: SagaId) -> bytes:
         """The prefix of a saga's log."""
-        return self._shard(f"log/{saga_id}/")
+        return self.logs + saga_id.encode() + b"/"
 
     def log_batch(self, saga_id: SagaId, first_sequence: int) -> bytes:
         return self.log(saga_id) + f"{first_sequence:016x}".encode()

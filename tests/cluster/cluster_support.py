@@ -141,6 +141,18 @@ class Stage:
         raise AssertionError("the saga ended without a takeover")
 
 
+@asynccontextmanager
+async def stage_of(cluster: DevCluster, folder: Path) -> AsyncIterator[Stage]:
+    """An action server for a cluster of the test's own."""
+    stage = Stage(cluster, folder)
+    stage.start_effects()
+    try:
+        yield stage
+    finally:
+        stage.gate.touch()
+        stage.stop_effects()
+
+
 async def taken_up(client: sec_aio.Client, saga_id: str, command_id: str) -> None:
     async def recorded() -> bool:
         return command_id in [r.fields.get("command_id") async for r in client.log(saga_id)]
@@ -164,18 +176,6 @@ async def given_to_a_dead_owner(stage: Stage, client: sec_aio.Client, saga_id: s
     finally:
         stage.cluster.kill(owner)
     return command_id
-
-
-@asynccontextmanager
-async def stage_of(cluster: DevCluster, folder: Path) -> AsyncIterator[Stage]:
-    """An action server for a cluster of the test's own."""
-    stage = Stage(cluster, folder)
-    stage.start_effects()
-    try:
-        yield stage
-    finally:
-        stage.gate.touch()
-        stage.stop_effects()
 
 
 async def serving(address: str) -> bool:

@@ -9,16 +9,30 @@ action; when one fails it calls `Undo` for those that took effect, in reverse or
 are repeated, so every call may arrive more than once, late, or from a coordinator that no longer owns the saga. The saga ends
 with all of its effects or none, provided that the action server keeps three obligations.
 
+A name in brackets is that of a clause, to refer to it. `secctl conformance HOST:PORT` checks the clauses at a running action server; what
+that server has to offer for it is in docs/action-servers.md.
+
 THE THREE OBLIGATIONS
 (1) The same call again has the effect of one. `Call.idempotency_key` names the effect: it is constant over retries, over
-    takeovers, and over the do and the undo of one node. A `Do` that is seen again answers what it answered before.
-(2) An `Undo` whose `Do` was never seen succeeds, and makes a later `Do` of that key answer `failure`, without any effect. (The `Do` may
-    still be on its way when its coordinator is replaced.) Likewise a `Do` that arrives after its `Undo` answers `failure`. An `Undo`
-    that carries an output proves that its `Do` took effect somewhere: it is carried out, also when this server never saw the `Do`.
-(3) A call whose `epoch` is below the highest seen for its `saga_uid` comes from a coordinator that has been replaced. It is refused with
-    FAILED_PRECONDITION and has no effect. A higher epoch is remembered, durably, before anything is done.
+    takeovers, and over the do and the undo of one node.
+    [idempotent-do] A `Do` that is seen again answers what it answered before, whatever its epoch, attempt and SEC node.
+    [idempotent-undo] An `Undo` that is seen again after it has succeeded succeeds again, and changes nothing.
+    [keys] Keys are opaque, and compared byte by byte. Another key is another effect.
+(2) A `Do` may still be on its way when its coordinator is replaced, and come late.
+    [undo-first] An `Undo` whose `Do` was never seen succeeds, and makes a later `Do` of that key answer `failure`, without any effect.
+    [late-do] Likewise a `Do` that arrives after its `Undo` answers `failure`. One whose caller went away, and that runs when its `Undo`
+    arrives, leaves no effect behind once the `Undo` has been answered OK.
+    [undo-with-output] An `Undo` that carries an output proves that its `Do` took effect somewhere: it is carried out, also when this server
+    never saw the `Do`.
+(3) A call whose `epoch` is below the highest seen for its `saga_uid` comes from a coordinator that has been replaced.
+    [stale-epoch] It is refused with FAILED_PRECONDITION and has no effect, also when its key is known.
+    [new-epoch] A higher epoch is remembered, durably, before anything is done: also when the action then fails, or the outcome is unknown. An
+    epoch is a full int64.
+    [epoch-per-saga] Epochs of different sagas have nothing to do with each other.
 All three are kept with one table: key -> (phase, answer), and one more: saga_uid -> epoch; best written in the transaction
 that has the effect.
+    [durable] All of this holds over a crash and a restart of the server.
+    [concurrency] Calls arrive at the same time, also those of one key. Together they have the effect of one after the other.
 
 WHAT AN ANSWER MEANS
   output    the action took effect. Its output is what later nodes may read.
@@ -27,24 +41,36 @@ WHAT AN ANSWER MEANS
             another key. The old one stays failed.) Never answer `failure` when in doubt: answer an error status.
   OK to an Undo    nothing of the effect is left.
   failure of an Undo    the undo cannot be done. The saga is stuck and an operator is called. For a passing fault answer UNAVAILABLE.
-                        The operator may have it tried again: the same Undo, with the same key, is then carried out anew.
-A `Do` that arrives while its `Undo` is half done or has failed gets UNAVAILABLE: neither `output` nor `failure` would be true.
+  [one-answer] A `Do` that ends with OK has either an `output` or a `failure`.
+  [failure] A failure leaves no effect, and its key stays failed: a repeated `Do` answers it again.
+  [undo-failure] After a failure of an `Undo` the operator may have it tried again: the same `Undo`, with the same key, is then carried out anew.
+  [in-doubt] A `Do` that arrives while its `Undo` is half done or has failed gets UNAVAILABLE: neither `output` nor `failure` would be true.
 
 WHAT A STATUS MEANS (of Do and Undo)
   OK                   see above.
   FAILED_PRECONDITION  the epoch is stale (obligation 3). The coordinator checks whether it still owns the saga and stops if not.
-  UNIMPLEMENTED        this server does not offer the action. The coordinator waits for one that does, and calls it.
+  UNIMPLEMENTED        [not-offered] this server does not offer the action. The coordinator waits for one that does, and calls it.
   RESOURCE_EXHAUSTED   the server is too busy and has not begun with the call. It is made again after a pause, there or elsewhere, and
                        does not count as an attempt.
   any other, a broken connection, or no answer by the deadline: the outcome is unknown. The coordinator repeats the call with the same
                        key under the node's retry policy. When that is exhausted, or the node's deadline has passed, the
-                       node is undone, so an Undo must cope with an action that half happened or never did. (At and behind a point of
-                       no return it is repeated for ever.)
+                       node is undone. (At and behind a point of no return it is repeated for ever.)
+  [unknown-outcome] A call that ended so is answered as if it came for the first time, or with what has become of it meanwhile; its effect is had
+                       once. An `Undo` copes with an action that half happened or never did.
+  [deadline] That the deadline has passed, or that the caller went away, decides nothing about the effect.
+
+WHAT IS CARRIED
+  [payloads] Content types and data arrive as they were sent, and are answered as the action meant them: any bytes, any Unicode text, empty ones too.
+  [large-calls] Each payload has at most 256 KiB unless the cluster is configured otherwise, but a node may read many. Most gRPC libraries refuse what is larger
+                       than 4 MiB: let the server take messages of 64 MiB, which is the most that an SEC node sends.
 
 HOW IT IS FOUND
 An action server registers itself with Coordinator.RegisterActionServer (coordinator.proto) and repeats that, or the
-operator lists its address in the configuration of the SEC nodes, which then call `Describe`. It should also serve the standard
-grpc.health.v1.Health: a server that answers NOT_SERVING for the service "sec.v1.ActionServer" gets no new calls.
+operator lists its address in the configuration of the SEC nodes, which then call `Describe`.
+  [describe] `Describe` lists every action that the server offers, each name once.
+  [health] It should also serve the standard grpc.health.v1.Health: a server that answers NOT_SERVING for the service "sec.v1.ActionServer"
+           gets no new calls. While calls are in hand, `Describe` and the health service are answered.
+  [graceful-stop] A server that is told to stop (SIGTERM) answers the calls that it has in hand, for some seconds at least, and ends.
 """
 
 from collections import abc as _abc
@@ -84,8 +110,11 @@ class DescribeResponse(_message.Message):
 
     SERVER_NAME_FIELD_NUMBER: _builtins.int
     ACTIONS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     server_name: _builtins.str
     """A name for people and logs: "inventory-7f9c". May be empty."""
+    batches: _builtins.bool
+    """The server implements `Batch`."""
     @_builtins.property
     def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActionDescription]: ...
     def __init__(
@@ -93,10 +122,11 @@ class DescribeResponse(_message.Message):
         *,
         server_name: _builtins.str = ...,
         actions: _abc.Iterable[Global___ActionDescription] | None = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "server_name", b"server_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "batches", b"batches", "server_name", b"server_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,3 +453,142 @@ class UndoResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__failure) -> _WhichOneofReturnType__failure | None: ...
 
 Global___UndoResponse: _TypeAlias = UndoResponse  # noqa: Y015
+
+@_typing.final
+class BatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchedCall]:
+        """At most 1,000, and about 1 MiB together, unless a single one is larger."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___BatchedCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRequest: _TypeAlias = BatchRequest  # noqa: Y015
+
+@_typing.final
+class BatchedCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DO_REQUEST_FIELD_NUMBER: _builtins.int
+    UNDO_REQUEST_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Names the call among those of this stream. Not used twice."""
+    timeout_s: _builtins.float
+    """How long the coordinator waits for the answer, in seconds: what the gRPC deadline is to Do and Undo."""
+    traceparent: _builtins.str
+    """W3C trace context, when the submitter sent one."""
+    @_builtins.property
+    def do_request(self) -> Global___DoRequest: ...
+    @_builtins.property
+    def undo_request(self) -> Global___UndoRequest: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        do_request: Global___DoRequest | None = ...,
+        undo_request: Global___UndoRequest | None = ...,
+        timeout_s: _builtins.float = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["do_request", b"do_request", "request", b"request", "undo_request", b"undo_request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["do_request", b"do_request", "id", b"id", "request", b"request", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "undo_request", b"undo_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["do_request", "undo_request"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___BatchedCall: _TypeAlias = BatchedCall  # noqa: Y015
+
+@_typing.final
+class BatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchedAnswer]: ...
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___BatchedAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchResponse: _TypeAlias = BatchResponse  # noqa: Y015
+
+@_typing.final
+class BatchedAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DO_RESPONSE_FIELD_NUMBER: _builtins.int
+    UNDO_RESPONSE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The call that is answered. One that the coordinator does not wait for any longer is not read."""
+    @_builtins.property
+    def do_response(self) -> Global___DoResponse: ...
+    @_builtins.property
+    def undo_response(self) -> Global___UndoResponse: ...
+    @_builtins.property
+    def status(self) -> Global___BatchedStatus: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        do_response: Global___DoResponse | None = ...,
+        undo_response: Global___UndoResponse | None = ...,
+        status: Global___BatchedStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["do_response", b"do_response", "result", b"result", "status", b"status", "undo_response", b"undo_response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["do_response", b"do_response", "id", b"id", "result", b"result", "status", b"status", "undo_response", b"undo_response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["do_response", "undo_response", "status"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___BatchedAnswer: _TypeAlias = BatchedAnswer  # noqa: Y015
+
+@_typing.final
+class BatchedStatus(_message.Message):
+    """In the place of an answer: the gRPC status with which Do or Undo would have ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """As in gRPC, and never OK: 9 is FAILED_PRECONDITION."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchedStatus: _TypeAlias = BatchedStatus  # noqa: Y015

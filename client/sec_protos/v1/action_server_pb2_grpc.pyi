@@ -9,16 +9,30 @@ action; when one fails it calls `Undo` for those that took effect, in reverse or
 are repeated, so every call may arrive more than once, late, or from a coordinator that no longer owns the saga. The saga ends
 with all of its effects or none, provided that the action server keeps three obligations.
 
+A name in brackets is that of a clause, to refer to it. `secctl conformance HOST:PORT` checks the clauses at a running action server; what
+that server has to offer for it is in docs/action-servers.md.
+
 THE THREE OBLIGATIONS
 (1) The same call again has the effect of one. `Call.idempotency_key` names the effect: it is constant over retries, over
-    takeovers, and over the do and the undo of one node. A `Do` that is seen again answers what it answered before.
-(2) An `Undo` whose `Do` was never seen succeeds, and makes a later `Do` of that key answer `failure`, without any effect. (The `Do` may
-    still be on its way when its coordinator is replaced.) Likewise a `Do` that arrives after its `Undo` answers `failure`. An `Undo`
-    that carries an output proves that its `Do` took effect somewhere: it is carried out, also when this server never saw the `Do`.
-(3) A call whose `epoch` is below the highest seen for its `saga_uid` comes from a coordinator that has been replaced. It is refused with
-    FAILED_PRECONDITION and has no effect. A higher epoch is remembered, durably, before anything is done.
+    takeovers, and over the do and the undo of one node.
+    [idempotent-do] A `Do` that is seen again answers what it answered before, whatever its epoch, attempt and SEC node.
+    [idempotent-undo] An `Undo` that is seen again after it has succeeded succeeds again, and changes nothing.
+    [keys] Keys are opaque, and compared byte by byte. Another key is another effect.
+(2) A `Do` may still be on its way when its coordinator is replaced, and come late.
+    [undo-first] An `Undo` whose `Do` was never seen succeeds, and makes a later `Do` of that key answer `failure`, without any effect.
+    [late-do] Likewise a `Do` that arrives after its `Undo` answers `failure`. One whose caller went away, and that runs when its `Undo`
+    arrives, leaves no effect behind once the `Undo` has been answered OK.
+    [undo-with-output] An `Undo` that carries an output proves that its `Do` took effect somewhere: it is carried out, also when this server
+    never saw the `Do`.
+(3) A call whose `epoch` is below the highest seen for its `saga_uid` comes from a coordinator that has been replaced.
+    [stale-epoch] It is refused with FAILED_PRECONDITION and has no effect, also when its key is known.
+    [new-epoch] A higher epoch is remembered, durably, before anything is done: also when the action then fails, or the outcome is unknown. An
+    epoch is a full int64.
+    [epoch-per-saga] Epochs of different sagas have nothing to do with each other.
 All three are kept with one table: key -> (phase, answer), and one more: saga_uid -> epoch; best written in the transaction
 that has the effect.
+    [durable] All of this holds over a crash and a restart of the server.
+    [concurrency] Calls arrive at the same time, also those of one key. Together they have the effect of one after the other.
 
 WHAT AN ANSWER MEANS
   output    the action took effect. Its output is what later nodes may read.
@@ -27,24 +41,36 @@ WHAT AN ANSWER MEANS
             another key. The old one stays failed.) Never answer `failure` when in doubt: answer an error status.
   OK to an Undo    nothing of the effect is left.
   failure of an Undo    the undo cannot be done. The saga is stuck and an operator is called. For a passing fault answer UNAVAILABLE.
-                        The operator may have it tried again: the same Undo, with the same key, is then carried out anew.
-A `Do` that arrives while its `Undo` is half done or has failed gets UNAVAILABLE: neither `output` nor `failure` would be true.
+  [one-answer] A `Do` that ends with OK has either an `output` or a `failure`.
+  [failure] A failure leaves no effect, and its key stays failed: a repeated `Do` answers it again.
+  [undo-failure] After a failure of an `Undo` the operator may have it tried again: the same `Undo`, with the same key, is then carried out anew.
+  [in-doubt] A `Do` that arrives while its `Undo` is half done or has failed gets UNAVAILABLE: neither `output` nor `failure` would be true.
 
 WHAT A STATUS MEANS (of Do and Undo)
   OK                   see above.
   FAILED_PRECONDITION  the epoch is stale (obligation 3). The coordinator checks whether it still owns the saga and stops if not.
-  UNIMPLEMENTED        this server does not offer the action. The coordinator waits for one that does, and calls it.
+  UNIMPLEMENTED        [not-offered] this server does not offer the action. The coordinator waits for one that does, and calls it.
   RESOURCE_EXHAUSTED   the server is too busy and has not begun with the call. It is made again after a pause, there or elsewhere, and
                        does not count as an attempt.
   any other, a broken connection, or no answer by the deadline: the outcome is unknown. The coordinator repeats the call with the same
                        key under the node's retry policy. When that is exhausted, or the node's deadline has passed, the
-                       node is undone, so an Undo must cope with an action that half happened or never did. (At and behind a point of
-                       no return it is repeated for ever.)
+                       node is undone. (At and behind a point of no return it is repeated for ever.)
+  [unknown-outcome] A call that ended so is answered as if it came for the first time, or with what has become of it meanwhile; its effect is had
+                       once. An `Undo` copes with an action that half happened or never did.
+  [deadline] That the deadline has passed, or that the caller went away, decides nothing about the effect.
+
+WHAT IS CARRIED
+  [payloads] Content types and data arrive as they were sent, and are answered as the action meant them: any bytes, any Unicode text, empty ones too.
+  [large-calls] Each payload has at most 256 KiB unless the cluster is configured otherwise, but a node may read many. Most gRPC libraries refuse what is larger
+                       than 4 MiB: let the server take messages of 64 MiB, which is the most that an SEC node sends.
 
 HOW IT IS FOUND
 An action server registers itself with Coordinator.RegisterActionServer (coordinator.proto) and repeats that, or the
-operator lists its address in the configuration of the SEC nodes, which then call `Describe`. It should also serve the standard
-grpc.health.v1.Health: a server that answers NOT_SERVING for the service "sec.v1.ActionServer" gets no new calls.
+operator lists its address in the configuration of the SEC nodes, which then call `Describe`.
+  [describe] `Describe` lists every action that the server offers, each name once.
+  [health] It should also serve the standard grpc.health.v1.Health: a server that answers NOT_SERVING for the service "sec.v1.ActionServer"
+           gets no new calls. While calls are in hand, `Describe` and the health service are answered.
+  [graceful-stop] A server that is told to stop (SIGTERM) answers the calls that it has in hand, for some seconds at least, and ends.
 """
 
 from collections import abc as _abc
@@ -85,6 +111,19 @@ class ActionServerStub:
     """
     Undo: _grpc.UnaryUnaryMultiCallable[_action_server_pb2.UndoRequest, _action_server_pb2.UndoResponse]
     """Takes back what `Do` with the same idempotency key did, however far it came."""
+    Batch: _grpc.StreamStreamMultiCallable[_action_server_pb2.BatchRequest, _action_server_pb2.BatchResponse]
+    """The same calls, many in a message. Optional: Do and Undo are enough for an action server, and each call here means exactly what it means
+    there. It costs both sides a fraction of what a call of its own costs.
+
+    A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
+    any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
+    - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
+      it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+    - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
+      there is no room for. The server goes on reading, so that this is said at once.
+    - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
+    - A server that is about to stop answers what it has in hand and ends the stream with OK.
+    """
 
 @_typing.type_check_only
 class ActionServerAsyncStub(ActionServerStub):
@@ -99,6 +138,19 @@ class ActionServerAsyncStub(ActionServerStub):
     """
     Undo: _aio.UnaryUnaryMultiCallable[_action_server_pb2.UndoRequest, _action_server_pb2.UndoResponse]  # type: ignore[assignment]
     """Takes back what `Do` with the same idempotency key did, however far it came."""
+    Batch: _aio.StreamStreamMultiCallable[_action_server_pb2.BatchRequest, _action_server_pb2.BatchResponse]  # type: ignore[assignment]
+    """The same calls, many in a message. Optional: Do and Undo are enough for an action server, and each call here means exactly what it means
+    there. It costs both sides a fraction of what a call of its own costs.
+
+    A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
+    any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
+    - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
+      it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+    - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
+      there is no room for. The server goes on reading, so that this is said at once.
+    - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
+    - A server that is about to stop answers what it has in hand and ends the stream with OK.
+    """
 
 class ActionServerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -128,5 +180,24 @@ class ActionServerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_action_server_pb2.UndoResponse, _abc.Awaitable[_action_server_pb2.UndoResponse]]:
         """Takes back what `Do` with the same idempotency key did, however far it came."""
+
+    @_abc_1.abstractmethod
+    def Batch(
+        self,
+        request_iterator: _MaybeAsyncIterator[_action_server_pb2.BatchRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_action_server_pb2.BatchResponse], _abc.AsyncIterator[_action_server_pb2.BatchResponse]]:
+        """The same calls, many in a message. Optional: Do and Undo are enough for an action server, and each call here means exactly what it means
+        there. It costs both sides a fraction of what a call of its own costs.
+
+        A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
+        any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
+        - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
+          it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+        - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
+          there is no room for. The server goes on reading, so that this is said at once.
+        - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
+        - A server that is about to stop answers what it has in hand and ends the stream with OK.
+        """
 
 def add_ActionServerServicer_to_server(servicer: ActionServerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
