@@ -13,7 +13,8 @@ from sec.store.kv import Compacted, Event, Kv, KvError, WatchBatch, prefix_end
 from sec.store.watch_queue import WatchQueue
 
 MAX_BEHIND = 1_000
-"""So many changes of its saga may wait for a watcher; one that is slower reads the log anew."""
+MAX_BEHIND_BYTES = 8 * 1024 * 1024
+"""So many changes of its saga, or bytes of them, may wait for a watcher; one that is slower reads the log anew."""
 
 
 class LogWatch:
@@ -82,13 +83,11 @@ class _Run:
     def _tell(self, batch: WatchBatch, event: Event) -> None:
         saga_id, _, _ = event.item.key[len(self._prefix) :].partition(b"/")
         for queue in self.watchers.get(saga_id, ()):
-            if queue.events < MAX_BEHIND:
+            if queue.events < MAX_BEHIND and queue.bytes < MAX_BEHIND_BYTES:
                 queue.push(WatchBatch(batch.revision, (event,)))
             else:
                 queue.drop()
-                queue.fail(
-                    Compacted(f"More than {MAX_BEHIND} changes of the log of saga {saga_id.decode()!r} wait for their watcher.")
-                )
+                queue.fail(Compacted(f"Too many changes of the log of saga {saga_id.decode()!r} wait for their watcher."))
 
     def _end(self, error: KvError) -> None:
         self.over = True

@@ -163,10 +163,11 @@ class SecNode:
         return Health(Condition.WELL)
 
     def _active(self) -> int:
-        """How many active sagas it owns. A node that takes none leaves what is submitted to the others: then what the least of these owns."""
-        if self.owner.may_dispatch() or not (others := self.claimers()):
+        """How many active sagas it owns. A node that takes none leaves what is submitted to the others: then what the least of these owns, or all
+        that there are while nobody takes any."""
+        if self.owner.may_dispatch():
             return len(self.owner.drivers) + len(self.owner.unreadable)
-        return min(self.counts.of(node) for node in others)
+        return min((self.counts.of(node) for node in self.claimers()), default=len(self.live.items))
 
     def stop(self) -> None:
         """Lets `run` hand everything over and return."""

@@ -56,7 +56,10 @@ class StoreProbe:
         """Looks until it is cancelled; says in the log when trouble begins and ends."""
         while True:
             before = self._found
-            self._found, self._why = await self._look()
+            found, why = await self._look()
+            if before is Condition.WELL and found in (Condition.STORE_UNREACHABLE, Condition.STORE_WITHOUT_QUORUM):
+                found, why = await self._look()  # one lost answer, or an election in the store, is no trouble yet
+            self._found, self._why = found, why
             if self._found is not before:
                 if self._found is Condition.WELL:
                     _log.warning('The store of SEC node "%s" is well again.', self._sec_node)

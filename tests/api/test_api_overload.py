@@ -185,6 +185,17 @@ async def test_a_drained_node_takes_no_more_than_the_others_have_room_for() -> N
             assert (await client.wait("s1", timeout_s=30)).state is SagaState.DONE
 
 
+async def test_what_nobody_takes_is_bounded_too() -> None:
+    async with cluster("n1", bounds=Bounds(active=1)) as c, c.client() as client, stub_of(c.members["n1"]) as stub:
+        node = c.members["n1"].node
+        await client.drain("n1")
+        await until(lambda: not node.owner.may_dispatch() and not node.claimers())
+        await stub.SubmitSaga(*submits(["s1"]))
+        await until(lambda: node.live.items)
+        with pytest.raises(grpc.aio.AioRpcError, match='SEC node "n1" has 1 active sagas'):
+            await stub.SubmitSaga(*submits(["s2"]))
+
+
 async def test_waits_are_bounded_and_what_gets_a_cluster_out_of_trouble_is_not_refused() -> None:
     world = World(do={"a": ["hold"]})
     async with cluster("n1", bounds=Bounds(reads=2)) as c:

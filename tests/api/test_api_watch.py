@@ -83,8 +83,9 @@ async def test_a_watcher_that_is_too_slow_reads_the_log_anew(monkeypatch: pytest
         assert seen == list(range(1, len(seen) + 1))
 
 
-async def test_only_the_watcher_that_is_too_slow_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_watch, "MAX_BEHIND", 2)
+@pytest.mark.parametrize("bound", ["MAX_BEHIND", "MAX_BEHIND_BYTES"])
+async def test_only_the_watcher_that_is_too_slow_is_told_so(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    monkeypatch.setattr(log_watch, bound, 2)  # each change is one byte
     kv = MemoryKv(MemoryEtcd())
     logs = LogWatch(kv, KEYS)
     saga = SagaId("s")

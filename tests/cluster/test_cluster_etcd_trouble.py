@@ -3,24 +3,28 @@
 One that hangs, is not there yet, loses a member or is full: test_cluster_etcd.py. The table of all: docs/operations.md.
 """
 
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aetcd import rpc
 from cluster_support import Stage, come_to, give, stage_of
-from etcd_trouble_support import Way, port_of, replace_member, write_and_compact
 from sec_client import ClusterUnavailable, NodeCondition, Saga, SagaState, action
 from sec_client import aio as sec_aio
 from sec_model.commands import Pause, Resume
-from waiting_support import until
+from waiting_support import eventually, until
 
+from sec.chaos.network import Network
 from sec.dev.cluster import DevCluster
-from sec.dev.etcd import EmbeddedEtcd
+from sec.dev.etcd import EmbeddedEtcd, EtcdNotStarted
 
 CHAIN = Saga("chain").append(action("a", "step")).append(action("b", "step")).build()
 PATIENT_S = 60.0
 LEASE_TTL_S = 6
 """Longer than a slow etcd takes; and no test waits until it has ended."""
 
+READING_ANEW = "fell behind what the store keeps; reading it anew"
 MIRRORS = 5
 """Ranges of keys that an SEC node follows."""
 
@@ -38,59 +42,75 @@ async def ends_well(stage: Stage, client: sec_aio.Client, saga_id: str) -> None:
     assert stage.done(saga_id) == {"a": 1, "b": 1}
 
 
-def processes_of(cluster: DevCluster) -> list[int | None]:
-    return [cluster.pid(name) for name in cluster.names]
+async def write_and_compact(endpoint: str) -> None:
+    """Writes something that concerns nobody, and lets etcd forget all but the present state."""
+    async with rpc.insecure_channel(endpoint.removeprefix("http://")) as channel:
+        store = rpc.KVStub(channel)
+        for _ in range(2):
+            written = await store.Put(rpc.PutRequest(key=b"/elsewhere"))
+        await store.Compact(rpc.CompactionRequest(revision=written.header.revision, physical=True))
+
+
+@asynccontextmanager
+async def network_of(pids: Callable[[], Mapping[str, int]]) -> AsyncIterator[Network]:
+    network = Network(pids)
+    try:
+        yield network
+    finally:
+        await network.close()
 
 
 async def test_a_single_member_that_is_slow_compacted_and_restarted(tmp_path: Path) -> None:
-    with (
+    clusters: list[DevCluster] = []
+    ways = [("sec-1", "etcd"), ("etcd", "sec-1")]
+    async with (
         EmbeddedEtcd(tmp_path / "etcd", unsafe_no_fsync=True) as etcd,
-        Way(port_of(etcd.endpoints[0])) as way,
-        DevCluster(tmp_path / "sec", nodes=1, lease_ttl_s=LEASE_TTL_S, etcd_endpoints=[f"127.0.0.1:{way.port}"]) as cluster,
+        network_of(lambda: {name: pid for each in clusters for name in each.names if (pid := each.pid(name))}) as network,
     ):
-        running = processes_of(cluster)
-        async with stage_of(cluster, tmp_path) as stage, sec_aio.Client(cluster.addresses, timeout_s=PATIENT_S) as client:
-            # slow
-            saga_id = await held(stage, client)
-            way.delay_s = 1.2
-            stage.gate.touch()
-            await come_to(cluster.addresses, NodeCondition.STORE_SLOW)
-            late = await client.submit(CHAIN)
-            way.delay_s = 0.0
-            await ends_well(stage, client, saga_id)
-            await ends_well(stage, client, late.saga_id)
-            await come_to(cluster.addresses, NodeCondition.WELL)
+        front = network.front("etcd", int(etcd.endpoints[0].rpartition(":")[2]))
+        clusters.append(
+            DevCluster(tmp_path / "sec", nodes=1, lease_ttl_s=LEASE_TTL_S, etcd_endpoints=[f"http://127.0.0.1:{front}"])
+        )
+        async with clusters[0] as cluster:
+            running = cluster.pid("sec-1")
+            async with stage_of(cluster, tmp_path) as stage, sec_aio.Client(cluster.addresses, timeout_s=PATIENT_S) as client:
+                # slow
+                saga_id = await held(stage, client)
+                with network.delayed([("etcd", "sec-1")], 1.2):
+                    stage.gate.touch()
+                    await come_to(cluster.addresses, NodeCondition.STORE_SLOW)
+                    late = await client.submit(CHAIN)
+                await ends_well(stage, client, saga_id)
+                await ends_well(stage, client, late.saga_id)
+                await come_to(cluster.addresses, NodeCondition.WELL)
 
-            # compacted past what its watches have seen
-            saga_id = await held(stage, client)
-            way.cut()
-            await write_and_compact(etcd.endpoints[0])
-            way.mend()
-            await until(
-                lambda: cluster.log("sec-1").read_text().count("fell behind what the store keeps; reading it anew") >= MIRRORS
-            )
-            await give(client, saga_id, Pause("to see that commands are heard of"))
-            await give(client, saga_id, Resume())
-            stage.gate.touch()
-            await ends_well(stage, client, saga_id)
-            await come_to(cluster.addresses, NodeCondition.WELL)
+                # compacted past what its watches have seen
+                saga_id = await held(stage, client)
+                with network.held(ways):
+                    network.reset(ways)
+                    await write_and_compact(etcd.endpoints[0])
+                await until(lambda: cluster.log("sec-1").read_text().count(READING_ANEW) >= MIRRORS)
+                await give(client, saga_id, Pause("to see that commands are heard of"))
+                await give(client, saga_id, Resume())
+                stage.gate.touch()
+                await ends_well(stage, client, saga_id)
+                await come_to(cluster.addresses, NodeCondition.WELL)
 
-            # restarted
-            saga_id = await held(stage, client)
-            etcd.kill()
-            stage.gate.touch()
-            await come_to(cluster.addresses, NodeCondition.STORE_UNREACHABLE)
-            await etcd.restart_async()
-            await come_to(cluster.addresses, NodeCondition.WELL)
-            await ends_well(stage, client, saga_id)
-            assert (await client.run(CHAIN, timeout_s=PATIENT_S)).state is SagaState.DONE
-        assert processes_of(cluster) == running
+                # restarted
+                saga_id = await held(stage, client)
+                etcd.kill()
+                stage.gate.touch()
+                await come_to(cluster.addresses, NodeCondition.STORE_UNREACHABLE)
+                await etcd.restart_async()
+                await come_to(cluster.addresses, NodeCondition.WELL)
+                await ends_well(stage, client, saga_id)
+                assert (await client.run(CHAIN, timeout_s=PATIENT_S)).state is SagaState.DONE
+            assert cluster.pid("sec-1") == running
 
 
 async def test_three_members_without_quorum_and_with_one_replaced(tmp_path: Path) -> None:
-    with DevCluster(tmp_path / "sec", nodes=1, lease_ttl_s=LEASE_TTL_S, etcd_size=3, unsafe_no_fsync=True) as cluster:
-        running = processes_of(cluster)
-        etcd = cluster.etcd
+    async with DevCluster(tmp_path / "sec", nodes=1, lease_ttl_s=LEASE_TTL_S, etcd_size=3, unsafe_no_fsync=True) as cluster:
+        running, etcd = cluster.pid("sec-1"), cluster.etcd
         assert etcd is not None
         async with stage_of(cluster, tmp_path) as stage, stage.client() as client:
             # without quorum
@@ -108,17 +128,23 @@ async def test_three_members_without_quorum_and_with_one_replaced(tmp_path: Path
             await ends_well(stage, client, saga_id)
             await come_to(cluster.addresses, NodeCondition.WELL)
 
-            # one lost for good, and replaced at another address, of which the SEC node does not know
+            # one lost for good, and replaced by one that knows nothing
             saga_id = await held(stage, client)
             etcd.kill(2)
-            replacement = await replace_member(etcd, 2, tmp_path)
-            try:
-                etcd.kill(1)  # so that the new one is needed for a majority
-                stage.gate.touch()
-                await ends_well(stage, client, saga_id)
-                await come_to(cluster.addresses, NodeCondition.WELL)
-                assert (await client.run(CHAIN, timeout_s=PATIENT_S)).state is SagaState.DONE
-            finally:
-                replacement.kill()
-                replacement.wait()
-        assert processes_of(cluster) == running
+
+            async def replaced() -> bool:
+                try:
+                    await etcd.replace_async(2)
+                except EtcdNotStarted:
+                    return False
+                return True
+
+            await eventually(replaced)
+            async with rpc.insecure_channel(etcd.endpoints[2].removeprefix("http://")) as channel:
+                await rpc.KVStub(channel).Range(rpc.RangeRequest(key=b"/"), timeout=PATIENT_S, wait_for_ready=True)
+            etcd.kill(1)  # so that the new one is needed for a majority
+            stage.gate.touch()
+            await ends_well(stage, client, saga_id)
+            await come_to(cluster.addresses, NodeCondition.WELL)
+            assert (await client.run(CHAIN, timeout_s=PATIENT_S)).state is SagaState.DONE
+        assert cluster.pid("sec-1") == running
