@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test examples chaos conformance mutants sim sim-bugs bench-failover gen check-gen protos lint format types imports check clean
+.PHONY: help install demo test examples chaos chaos-bugs conformance mutants sim sim-bugs bench bench-failover gen check-gen protos lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
@@ -39,10 +39,13 @@ test: $(INSTALLED) ## Run the tests; other options: make test ARGS='-n 0 tests/c
 examples: $(INSTALLED) ## Build the action servers of all languages whose tools are there, check each, and run a saga through all of them
 	@$(BIN)/pytest -n 0 -rs -s -v examples/action-servers
 
-chaos: ARGS := --seed 1
-chaos: $(INSTALLED) ## A minute of chaos with each kind of fault, and one with all of them; another seed: make chaos ARGS='--seed 8'
-	@for faults in kill stop restart drain servers kill,stop,restart,drain,servers; do \
-	    echo "Faults: $$faults"; $(BIN)/sec chaos run --faults "$$faults" $(ARGS) || exit 1; done
+chaos: ARGS :=
+chaos: $(INSTALLED) ## A minute of chaos with each kind of fault, and ten with all of them: make chaos ARGS='--each 20 --mixed 60 --seed 8'
+	@$(BIN)/python tools/chaos.py $(ARGS)
+
+chaos-bugs: ARGS :=
+chaos-bugs: $(INSTALLED) ## Break one rule after the other, of the kit too, and show that a chaos run finds it
+	@$(BIN)/python tools/chaos_bugs.py $(ARGS)
 
 conformance: ARGS :=
 conformance: $(INSTALLED) ## Run every row of the conformance table, and print it; a row without a test fails too: make conformance ARGS=--strict
@@ -51,6 +54,10 @@ conformance: $(INSTALLED) ## Run every row of the conformance table, and print i
 mutants: ARGS :=
 mutants: $(INSTALLED) ## Break one rule of the core after the other, and show that the tests find it
 	@$(BIN)/python tools/mutants.py $(ARGS)
+
+bench: ARGS :=
+bench: $(INSTALLED) ## Measure sagas a second, and what each action costs: make bench ARGS='--nodes 1 --in-flight 64 --shape fan:10'
+	@$(BIN)/python bench/throughput.py $(ARGS)
 
 bench-failover: ARGS :=
 bench-failover: $(INSTALLED) ## Measure how long sagas stand still when their owner dies, hangs or is drained: make bench-failover ARGS='--kills 3 --many 0'

@@ -2,12 +2,14 @@
 
     python bench/failover.py [--kills 20] [--hangs 3] [--drains 10] [--sagas 100] [--many 5000] [--lease-ttl 5]
 
-In each round one SEC node owns sagas whose actions are in flight. The clock runs from the blow until the action server has calls of a new
-owner: of the first of these sagas, and of the last. Exits with 1 when a round cannot be finished, and not because of a figure.
+In each round one SEC node owns sagas whose actions are in flight. The clock runs from the blow (of a drain: from when the order is sent, on a
+connection that stands) until the action server has calls of a new owner: of the first of these sagas, and of the last. CPU times are what all
+processes but the client's have used meanwhile, the action server among them, which is in this one. Exits with 1 when a round cannot be finished, and not because of a figure.
 """
 
 import argparse
 import asyncio
+import os
 import statistics
 import sys
 import tempfile
@@ -21,6 +23,7 @@ import uvloop
 from sec_client import aio as sec_aio
 from sec_client.kit import ActionServer, Call, MemoryStore
 from sec_model import Definition, RetryPolicy, Saga, action
+from usage import cpu_of
 
 from sec.dev.cluster import DevCluster
 from sec.store.etcd import EtcdConfig, EtcdKv
@@ -63,15 +66,17 @@ class Row:
     title: str
     first: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
         if not self.first:
             return f"{self.title:<34} {'-':>6}"
         figures = (statistics.median(self.first), max(self.first), statistics.median(self.last), max(self.last))
-        return f"{self.title:<34} {len(self.first):>6} " + " ".join(f"{each:>12.3f}" for each in figures)
+        cpu = f" {statistics.median(self.cpu):>12.3f}" if self.cpu else ""
+        return f"{self.title:<34} {len(self.first):>6} " + " ".join(f"{each:>12.3f}" for each in figures) + cpu
 
 
-HEAD = f"{'seconds':<34} {'rounds':>6} {'first median':>12} {'first worst':>12} {'all median':>12} {'all worst':>12}"
+HEAD = f"{'seconds':<34} {'rounds':>6} {'first median':>12} {'first worst':>12} {'all median':>12} {'all worst':>12} {'CPU median':>12}"
 
 
 class Bench:
@@ -100,25 +105,35 @@ class Bench:
         self._rounds += 1
         self._gate = asyncio.Event()
         before = set(self._dispatches.epochs)
-        async with asyncio.timeout(ROUND_TIMEOUT_S), sec_aio.Client([self._cluster.address(owner)]) as client:
-            await self._submit(client, sagas)
-            await self._dispatches.until(lambda: len(self._dispatches.epochs) - len(before) == sagas)
-        ours = [epochs for uid, epochs in self._dispatches.epochs.items() if uid not in before]
-        old = [max(epochs) for epochs in ours]
-        self._dispatches.repeated = 0
-        start = time.monotonic()
-        await blow(owner)
-        try:
+        async with sec_aio.Client([self._cluster.address(owner)]) as self._client:
             async with asyncio.timeout(ROUND_TIMEOUT_S):
-                await self._dispatches.until(lambda: self._dispatches.repeated == sagas)
-        finally:
-            await mend(owner)
+                await self._submit(self._client, sagas)
+                await self._dispatches.until(lambda: len(self._dispatches.epochs) - len(before) == sagas)
+            ours = [epochs for uid, epochs in self._dispatches.epochs.items() if uid not in before]
+            old = [max(epochs) for epochs in ours]
+            self._dispatches.repeated = 0
+            cpu = cpu_of(self._pids())
+            start = time.monotonic()
+            await blow(owner)
+            try:
+                async with asyncio.timeout(ROUND_TIMEOUT_S):
+                    await self._dispatches.until(lambda: self._dispatches.repeated == sagas)
+                row.cpu.append(sum(after - cpu.get(name, 0.0) for name, after in cpu_of(self._pids()).items()))
+            finally:
+                await mend(owner)
         times = [min(at for e, at in epochs.items() if e > epoch) - start for epochs, epoch in zip(ours, old, strict=True)]
         row.first.append(min(times))
         row.last.append(max(times))
         self._gate.set()
         await self.settle(owner)
-        print(f"  {row.title}: first {min(times):.3f} s, all {max(times):.3f} s", file=sys.stderr, flush=True)
+        print(
+            f"  {row.title}: first {min(times):.3f} s, all {max(times):.3f} s, CPU {row.cpu[-1]:.2f} s", file=sys.stderr, flush=True
+        )
+
+    def _pids(self) -> dict[str, int]:
+        pids = {name: pid for name in self._cluster.names if (pid := self._cluster.pid(name))}
+        assert self._cluster.etcd is not None
+        return pids | {"etcd": self._cluster.etcd.pid() or 0, "action server": os.getpid()}
 
     async def kill(self, owner: str) -> None:
         self._cluster.kill(owner)
@@ -133,8 +148,7 @@ class Bench:
         self._cluster.resume(owner)
 
     async def drain(self, owner: str) -> None:
-        async with sec_aio.Client([self._cluster.address(owner)]) as client:
-            await client.drain(owner)
+        await self._client.drain(owner)
 
     async def undrain(self, owner: str) -> None:
         async with sec_aio.Client([self._cluster.address(owner)]) as client:
@@ -206,7 +220,7 @@ async def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for data and logs, which then stay")
     options = parser.parse_args()
     kills, hangs = Row(f"SIGKILL, {options.sagas} sagas"), Row(f"SIGSTOP, {options.sagas} sagas")
-    drains, many = Row(f"drain, {options.sagas} sagas"), Row(f"SIGKILL, {options.many} sagas")
+    drains, many = Row(f"drain, {options.sagas} sagas, from its sending"), Row(f"SIGKILL, {options.many} sagas")
     etcd = Row("etcd: revocation of one lease")
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.keep or Path(scratch)

@@ -108,6 +108,27 @@ BUGS = [
         "changes: list[Change] = []\n        fresh = {**self.items, **fresh}",
     ),
     Mutant(
+        "an append that was fenced is tried again without the fence",
+        "sec/store/sagas.py",
+        "        present = _only(result.results[0])\n        if present is not None and present.value == batch:",
+        "        again = await self._commit(saga_id, Txn([absent(log_key)], then), give_up, wanted)\n        if again.succeeded:\n            return\n"
+        "        present = _only(result.results[0])\n        if present is not None and present.value == batch:",
+    ),
+    Mutant(
+        "an owner that was fenced goes on with the epoch of the next one",
+        "sec/store/sagas.py",
+        '        raise Fenced(\n            f\'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(result.results[1])}.\'\n',
+        "        now = _only(result.results[1])\n        if now is not None and present is None:\n            return await self.append(saga_id, Epoch(now.create_revision), first_sequence, records, summary=summary, "
+        "ended=ended, give_up=give_up, commands=commands)\n"
+        '        raise Fenced(\n            f\'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(result.results[1])}.\'\n',
+    ),
+    Mutant(
+        "a node dispatches past the deadline of its session",
+        "sec/store/session.py",
+        "        self._deadline = granted_since + ttl_s - margin_s\n",
+        "        self._deadline = granted_since + 3600.0\n",
+    ),
+    Mutant(
         "an unknown outcome is taken as a failure",
         "sec/node/driver.py",
         "                self._answer_missing(in_flight, dispatch, error, spent_s)\n            case StaleEpoch",

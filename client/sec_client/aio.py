@@ -4,7 +4,8 @@
         result = await client.run(trip, params={"guest": "Ada"})
 
 Every method may be called from any number of coroutines of one event loop. Cancelling a call leaves it unknown whether it took effect.
-All raise `SagaError` (`sec_client.errors`), `ClusterUnavailable` among them when no SEC node could do the call within `timeout_s`.
+All raise `SagaError` (`sec_client.errors`), `ClusterUnavailable` among them when no SEC node could do the call within `timeout_s`, and `Overloaded`
+when none had room for it all that time.
 """
 
 import asyncio
@@ -219,7 +220,7 @@ class Client:
         (`contextlib.aclosing`) when it is left early.
         """
         sequence, ended = max(1, from_sequence), False
-        pause, failing_since = Pause(), None
+        pause, failing_since, asked_for_s = Pause(), None, 0.0
         while not ended:
             endpoint = self._cluster.current()
             stream = endpoint.stub.WatchSaga(
@@ -240,6 +241,7 @@ class Client:
                 continue
             except grpc.aio.AioRpcError as e:
                 error = from_rpc_error(e, address=endpoint.address, saga_id=saga_id)
+                asked_for_s = error.retry_after_s
                 now = time.monotonic()
                 failing_since = failing_since or now
                 if not worth_repeating(e) or now - failing_since > self._cluster.timeout_s:
@@ -248,7 +250,8 @@ class Client:
             finally:
                 stream.cancel()
             if not ended:
-                await asyncio.sleep(pause.next_s())
+                await asyncio.sleep(pause.next_s(asked_for_s))
+                asked_for_s = 0.0
 
     async def wait(self, saga_id: str, *, timeout_s: float | None = None) -> SagaResult:
         """Waits until the saga has ended or is stuck, over the death of any SEC node.

@@ -13,6 +13,7 @@ from sec_protos.v1 import action_server_pb2, common_pb2, coordinator_pb2, record
 from sec_client.views import (
     ActionServerView,
     LogRecord,
+    NodeCondition,
     NodeError,
     NodeList,
     NodeState,
@@ -35,6 +36,11 @@ _SAGA_STATES: Mapping[int, SagaState] = {
 _NODE_STATES: Mapping[int, NodeState] = {
     number: NodeState(name.removeprefix("NODE_STATE_").lower().replace("_", "-"))
     for name, number in coordinator_pb2.NodeState.items()
+    if number != 0
+}
+_CONDITIONS: Mapping[int, NodeCondition] = {
+    number: NodeCondition(name.removeprefix("SEC_NODE_CONDITION_").lower().replace("_", " "))
+    for name, number in coordinator_pb2.SecNodeCondition.items()
     if number != 0
 }
 _CONSEQUENCES: Mapping[int, str] = {number: then.value for number, then in ON_DEADLINE_FROM_PROTO.items()}
@@ -177,7 +183,17 @@ def _fields(message: Message) -> dict[str, Any]:
 def nodes(message: coordinator_pb2.ListNodesResponse) -> NodeList:
     return NodeList(
         tuple(
-            SecNode(n.name, n.address, n.version, n.leader, n.draining, n.owned_sagas, time_of(n.started_us), n.trouble)
+            SecNode(
+                n.name,
+                n.address,
+                n.version,
+                n.leader,
+                n.draining,
+                n.owned_sagas,
+                time_of(n.started_us),
+                n.trouble,
+                _CONDITIONS.get(n.condition, NodeCondition.UNKNOWN),
+            )
             for n in message.nodes
         ),
         message.answered_by,

@@ -19,7 +19,8 @@ class SagaError(Exception):
 
     `code` is a stable word to branch on; `saga_id`, `node` (full path) and `sec_node` are empty where they do not apply; `hint` says what
     to do next. `retryable`: the same call can succeed later without anything else being changed. `definite`: false when the call
-    may have taken effect although it ended in this error. `problems`: every problem found, for a definition.
+    may have taken effect although it ended in this error. `problems`: every problem found, for a definition. `retry_after_s`: how many seconds
+    to leave that SEC node in peace before the same call; 0: it does not say.
     """
 
     default_code: ClassVar[str] = "error"
@@ -37,6 +38,7 @@ class SagaError(Exception):
         definite: bool = True,
         problems: Sequence[str] = (),
         status: str = "",
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -48,6 +50,7 @@ class SagaError(Exception):
         self.retryable = retryable
         self.definite = definite
         self.problems = tuple(problems)
+        self.retry_after_s = retry_after_s
         self.status = status
         """The name of the gRPC status, "NOT_FOUND"; empty when the error did not come over the wire."""
         self.repeated = False
@@ -120,6 +123,19 @@ class StoreRefused(SagaError):
     default_code = "store_refused"
 
 
+class StoreFull(StoreRefused):
+    """The store behind the cluster is out of space: an operator has to make some. What was accepted before waits until then."""
+
+    default_code = "store_full"
+
+
+class Overloaded(SagaError):
+    """The SEC node has as much as it may hold, and did nothing. `retry_after_s` says when it may be asked again. The client does so by itself, other
+    nodes first, for as long as its time lasts; then it raises this."""
+
+    default_code = "overloaded"
+
+
 class OutcomeIndeterminate(SagaError):
     """Nobody knows whether the call took effect. Repeat it, or read the saga."""
 
@@ -177,6 +193,8 @@ _BY_CODE: Mapping[str, type[SagaError]] = {
     "page_token_expired": PageExpired,
     "store_unavailable": ClusterUnavailable,
     "store_refused": StoreRefused,
+    "store_full": StoreFull,
+    "overloaded": Overloaded,
     "outcome_indeterminate": OutcomeIndeterminate,
     "saga_corrupt": SagaCorrupt,
 }
@@ -187,7 +205,7 @@ _BY_STATUS: Mapping[grpc.StatusCode, tuple[type[SagaError], str, str]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: (ClusterUnavailable, "no_answer", "Read the saga to see whether the call took effect."),
     grpc.StatusCode.CANCELLED: (ClusterUnavailable, "connection_lost", "Repeat the call."),
     grpc.StatusCode.INVALID_ARGUMENT: (InvalidArgument, "", ""),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: (TooLarge, "message_too_large", "Send less at once."),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (Overloaded, "", "Repeat the call after a while."),
     grpc.StatusCode.UNAUTHENTICATED: (PermissionRefused, "unauthenticated", "Give the credentials that the cluster asks for."),
     grpc.StatusCode.PERMISSION_DENIED: (PermissionRefused, "", ""),
     grpc.StatusCode.UNIMPLEMENTED: (
@@ -196,6 +214,16 @@ _BY_STATUS: Mapping[grpc.StatusCode, tuple[type[SagaError], str, str]] = {
         "Check that the address is that of an SEC node, and that it is not older than this client.",
     ),
 }
+
+
+_TOO_LARGE = (TooLarge, "message_too_large", "Send less at once.")
+_RETRY_AFTER_S = 1.0
+"""When somebody who is overloaded does not say."""
+
+
+def is_too_large(error: grpc.aio.AioRpcError) -> bool:
+    """Whether gRPC itself refused a message for its size, with the status of one who is overloaded."""
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in (error.details() or "")
 
 
 def detail_of(error: grpc.RpcError) -> common_pb2.ErrorDetail | None:
@@ -234,8 +262,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, address: str = "", saga_id: s
             definite=detail.definite,
             problems=detail.problems,
             status=code.name,
+            retry_after_s=detail.retry_after_s,
         )
-    kind, word, hint = _BY_STATUS.get(code, (SagaError, code.name.lower(), ""))
+    kind, word, hint = _TOO_LARGE if is_too_large(error) else _BY_STATUS.get(code, (SagaError, code.name.lower(), ""))
+    overloaded = kind is Overloaded
     unsure = code in _UNSURE
     what = _WITHOUT_ANSWER.get(code, f"answered {code.name}")
     return kind(
@@ -244,9 +274,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError, *, address: str = "", saga_id: s
         saga_id=saga_id,
         sec_node=address,
         hint=hint,
-        retryable=unsure,
+        retryable=unsure or overloaded,
         definite=not unsure,
         status=code.name,
+        retry_after_s=_RETRY_AFTER_S if overloaded else 0.0,
     )
 
 

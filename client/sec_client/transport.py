@@ -1,8 +1,8 @@
 """Calls to a cluster that may be reached at several addresses: failover between them, time limits and TLS.
 
 A call goes to the address that last answered. When that one cannot be reached, does not answer, or says that the call is worth sending
-again, the next one is tried at once; after a round through all of them there is a pause that grows. The budget of time
-of the call bounds it all.
+again, the next one is tried at once; after a round through all of them there is a pause that grows. It is as long at least as those asked for that
+had no room. The budget of time of the call bounds it all.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 from sec_protos.v1 import coordinator_pb2_grpc
 
-from sec_client.errors import ClusterUnavailable, SagaError, detail_of, from_rpc_error
+from sec_client.errors import ClusterUnavailable, Overloaded, SagaError, detail_of, from_rpc_error, is_too_large
 
 if TYPE_CHECKING:
     from sec_protos.v1.coordinator_pb2_grpc import CoordinatorAsyncStub
@@ -30,6 +30,8 @@ ATTEMPT_TIMEOUT_S = 5.0
 """For one try at one address when there are others: a node that hangs must not use up the whole budget."""
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 1.0
+_SPREAD = 0.5
+"""Those who were refused together come back spread over this part of the time that was asked for."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -104,7 +106,7 @@ class Endpoint:
 
 
 class Pause:
-    """Pauses that double up to a bound, each shortened by a random part."""
+    """Pauses that double up to a bound, each shortened by a random part. One that a node asked for is lengthened by one instead."""
 
     def __init__(self, first_s: float = _FIRST_PAUSE_S, longest_s: float = _LONGEST_PAUSE_S) -> None:
         self._first_s = self._next_s = first_s
@@ -113,10 +115,10 @@ class Pause:
     def reset(self) -> None:
         self._next_s = self._first_s
 
-    def next_s(self) -> float:
+    def next_s(self, asked_for_s: float = 0.0) -> float:
         pause_s = self._next_s * random.uniform(0.5, 1.0)
         self._next_s = min(self._next_s * 2, self._longest_s)
-        return pause_s
+        return max(pause_s, asked_for_s * random.uniform(1.0, 1.0 + _SPREAD))
 
 
 class Cluster:
@@ -170,7 +172,7 @@ class Cluster:
         end = time.monotonic() + (self.timeout_s if budget_s is None else budget_s)
         if attempt_s is None and len(self.addresses) > 1:
             attempt_s = ATTEMPT_TIMEOUT_S
-        pause, tries, repeated = Pause(), 0, False
+        pause, tries, repeated, asked_for_s = Pause(), 0, False, 0.0
         last: SagaError | None = None
         while True:
             endpoint = self.current()
@@ -185,18 +187,23 @@ class Cluster:
                 if not worth_repeating(e):
                     raise error from None
                 repeated = repeated or not error.definite
-                # A try that only ran out of time says less than a node that answered before it.
-                if last is None or e.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                asked_for_s = max(asked_for_s, error.retry_after_s)
+                if last is None or _says_more(error, last, first_of_round=tries % len(self.addresses) == 0):
                     last = error
             self.leave(endpoint)
             tries += 1
-            pause_s = pause.next_s() if tries % len(self.addresses) == 0 else 0.0
+            pause_s = 0.0
+            if tries % len(self.addresses) == 0:
+                pause_s, asked_for_s = pause.next_s(asked_for_s), 0.0
             if time.monotonic() + pause_s >= end:
                 last.definite = not repeated
                 raise self._gave_up(last)
             await asyncio.sleep(pause_s)
 
     def _gave_up(self, last: SagaError) -> SagaError:
+        if isinstance(last, Overloaded) and len(self.addresses) > 1:
+            last.message = f"No SEC node at {', '.join(self.addresses)} has room; the last answer was: {last.message}"
+            last.args = (last.message,)
         if last.status not in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"):
             return last
         listed = ", ".join(self.addresses)
@@ -219,6 +226,14 @@ class Cluster:
             await endpoint.channel.close()
 
 
+def _says_more(error: SagaError, last: SagaError, *, first_of_round: bool) -> bool:
+    """Whether an error is to be told rather than the last one: a try that only ran out of time says less than a node that answered before it, and
+    within a round a node that has no room says more than those that cannot be reached."""
+    if error.status == "DEADLINE_EXCEEDED":
+        return False
+    return first_of_round or isinstance(error, Overloaded) or not isinstance(last, Overloaded)
+
+
 def worth_repeating(error: grpc.aio.AioRpcError) -> bool:
     """Whether the same call may succeed when it is sent again, here or elsewhere. Every call of the contract can be repeated."""
     code, detail = error.code(), detail_of(error)
@@ -226,6 +241,8 @@ def worth_repeating(error: grpc.aio.AioRpcError) -> bool:
         return True
     if detail is not None:
         return detail.retryable
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return not is_too_large(error)
     # A connection that breaks in the middle of a call shows as one of these, said by gRPC itself.
     text = (error.details() or "").lower()
     return code is grpc.StatusCode.CANCELLED or any(word in text for word in ("rst_stream", "stream removed", "goaway"))

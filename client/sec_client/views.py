@@ -241,6 +241,27 @@ class LogRecord:
     saga_state: SagaState | None = None
 
 
+class NodeCondition(StrEnum):
+    """How an SEC node is. It serves when it is well, overloaded (it refuses what is new), or its store is slow."""
+
+    UNKNOWN = "unknown"
+    WELL = "well"
+    OVERLOADED = "overloaded"
+    STORE_SLOW = "store slow"
+    STALLED = "stalled"
+    """What it has accepted does not come forward."""
+    WITHOUT_SESSION = "without session"
+    STORE_FULL = "store full"
+    STORE_WITHOUT_QUORUM = "store without quorum"
+    STORE_UNREACHABLE = "store unreachable"
+    DRAINED = "drained"
+    STOPPING = "stopping"
+
+    @property
+    def serving(self) -> bool:
+        return self in (NodeCondition.WELL, NodeCondition.OVERLOADED, NodeCondition.STORE_SLOW)
+
+
 @dataclass(frozen=True, slots=True)
 class SecNode:
     """An SEC node that holds a session now."""
@@ -253,7 +274,8 @@ class SecNode:
     owned_sagas: int = 0
     started: datetime | None = None
     trouble: str = ""
-    """Why it does not serve, as sentences. Known of the node that answered only."""
+    """Why it does not serve, or is not well, as sentences. Known of the node that answered only, as is `condition`."""
+    condition: NodeCondition = NodeCondition.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

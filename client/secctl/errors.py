@@ -6,6 +6,7 @@ import click
 from sec_client import (
     ClusterUnavailable,
     InvalidArgument,
+    Overloaded,
     SagaCorrupt,
     SagaError,
     SagaState,
@@ -26,7 +27,7 @@ Exit codes:
   0    it worked; of a wait: the saga is done; of a conformance run: no clause is broken
   1    of a wait: the saga failed, and all of its effects were undone; of a conformance run: a clause is broken
   2    bad usage, a file that cannot be read, a definition that is not valid
-  3    no SEC node, or no action server, could be reached, or the store is away
+  3    no SEC node, or no action server, could be reached, their store is away, or none has room
   4    of a wait: the saga is stuck and needs an operator; or its log is corrupt
   5    the cluster refused: no such saga, another saga has this id, wrong state
   6    of a wait: the time was over before the saga settled
@@ -44,7 +45,7 @@ class BadInput(click.ClickException):
 
 def exit_code_of(error: SagaError) -> int:
     match error:
-        case ClusterUnavailable():
+        case ClusterUnavailable() | Overloaded():
             return UNAVAILABLE
         case SagaCorrupt():
             return STUCK

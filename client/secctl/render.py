@@ -214,7 +214,9 @@ def nodes(found: NodeList) -> Text:
     out = table(("NODE", "ADDRESS", "ROLE", "SAGAS", "VERSION", "STARTED"), rows, "No SEC node holds a session.")
     for node in found.nodes:
         if node.trouble:
-            out.append(f"{node.name} does not serve: {clean(node.trouble)}\n", "red")
+            serving = node.condition.serving
+            said = f"is not well ({node.condition})" if serving else f"does not serve ({node.condition})"
+            out.append(f"{node.name} {said}: {clean(node.trouble)}\n", "yellow" if serving else "red")
     return out
 
 

@@ -157,6 +157,7 @@ def nodes(value: NodeList) -> dict[str, Any]:
             "owned_sagas": n.owned_sagas,
             "started": time(n.started),
             "trouble": n.trouble,
+            "condition": str(n.condition),
         }
         for n in value.nodes
     ]

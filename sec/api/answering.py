@@ -9,6 +9,7 @@ import grpc.aio
 
 from sec.api.errors import abort, to_api_error
 from sec.core.records import SecNodeName
+from sec.node.door import Door
 from sec.store.sagas import GiveUp
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -24,6 +25,9 @@ class Answering(Protocol):
 
     @property
     def sec_node(self) -> SecNodeName: ...
+
+    @property
+    def door(self) -> Door: ...
 
 
 Self = TypeVar("Self", bound=Answering)
@@ -60,6 +64,66 @@ def answered_stream(
             await abort(context, to_api_error(error, _saga_id(request)), self.sec_node)
 
     return wrapper
+
+
+def writing(
+    call: Callable[[Self, Request, Context], Awaitable[Response]],
+) -> Callable[[Self, Request, Context], Awaitable[Response]]:
+    """An answered call that writes, and has to come in by the door."""
+    return _by_the_door(call, starts=lambda _: False)
+
+
+def starting(
+    call: Callable[[Self, Request, Context], Awaitable[Response]],
+) -> Callable[[Self, Request, Context], Awaitable[Response]]:
+    """The same for a call by which the node comes to own a saga, unless that is to be started later."""
+    return _by_the_door(call, starts=lambda request: not getattr(request, "start_later", False))
+
+
+def _by_the_door(
+    call: Callable[[Self, Request, Context], Awaitable[Response]], starts: Callable[[Request], bool]
+) -> Callable[[Self, Request, Context], Awaitable[Response]]:
+    what = call.__name__.removesuffix("Saga").lower()
+
+    @functools.wraps(call)
+    async def wrapper(self: Self, request: Request, context: Context) -> Response:
+        with self.door.write(subject(what, request), starts=starts(request)):
+            return await call(self, request, context)
+
+    return answered(wrapper)
+
+
+def reading(
+    call: Callable[[Self, Request, Context], Awaitable[Response]],
+) -> Callable[[Self, Request, Context], Awaitable[Response]]:
+    """An answered call that reads or waits, and has to come in by the door."""
+
+    @functools.wraps(call)
+    async def wrapper(self: Self, request: Request, context: Context) -> Response:
+        with self.door.read(subject("read", request)):
+            return await call(self, request, context)
+
+    return answered(wrapper)
+
+
+def reading_stream(
+    call: Callable[[Self, Request, Context], AsyncIterator[Response]],
+) -> Callable[[Self, Request, Context], AsyncIterator[Response]]:
+    """The same for a call that answers a stream."""
+
+    @functools.wraps(call)
+    async def wrapper(self: Self, request: Request, context: Context) -> AsyncIterator[Response]:
+        with self.door.read(subject("watch", request)):
+            async for response in call(self, request, context):
+                yield response
+
+    return answered_stream(wrapper)
+
+
+def subject(what: str, request: object) -> str:
+    """How a sentence about a call begins: 'The submit of saga "s1"'."""
+    saga_id = _saga_id(request)
+    return f'The {what} of saga "{saga_id}"' if saga_id else f"The {what}"
 
 
 def give_up_before(context: Context) -> GiveUp:

@@ -9,13 +9,17 @@ from sec_protos.v1 import coordinator_pb2_grpc
 from sec_protos.v1.action_server_pb2 import ActionSchemas
 
 from sec.api import requests
-from sec.api.answering import Context, answered
+from sec.api.answering import Context, answered, subject
 from sec.api.errors import ApiError
 from sec.core.records import SecNodeName
+from sec.node.door import Bound, Door
 from sec.node.node import SecNode
 from sec.store.election import current_leader
-from sec.store.kv import Delete, Put, Txn, exists
+from sec.store.kv import Delete, KvError, Put, Txn, exists
 from sec.store.registrations import ActionServerRegistry
+
+MAX_ACTION_SERVERS = 1_000
+"""Registered at once: every SEC node holds a connection to each."""
 
 
 class ClusterCalls(coordinator_pb2_grpc.CoordinatorServicer):
@@ -30,9 +34,17 @@ class ClusterCalls(coordinator_pb2_grpc.CoordinatorServicer):
         """Who answers."""
         return self._node.settings.name
 
+    @property
+    def door(self) -> Door:
+        """Where calls come in."""
+        return self._node.door
+
     @answered
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:  # noqa: N802 # the contract's name
-        leader = await current_leader(self._node.kv, self._node.keys.election)
+        try:
+            leader = await current_leader(self._node.kv, self._node.keys.election)
+        except KvError:  # this call is to say what is wrong, then above all
+            leader = None
         nodes = self._node.known_nodes()
         for node in nodes:
             node.leader = leader is not None and node.name == leader.decode()
@@ -60,8 +72,12 @@ class ClusterCalls(coordinator_pb2_grpc.CoordinatorServicer):
         self, request: pb.RegisterActionServerRequest, context: Context
     ) -> pb.RegisterActionServerResponse:
         requests.registration(request)
+        registered = self._node.registrations.items
+        if len(registered) >= MAX_ACTION_SERVERS and self._node.keys.server(request.instance_id) not in registered:
+            because = f"knows {len(registered)} action servers"
+            raise self.door.refuse(Bound.ACTION_SERVERS, subject("registration", request), because)
         # What is registered like this already was checked then, and schemas take a while.
-        stored = self._node.registrations.items.get(self._node.keys.server(request.instance_id))
+        stored = registered.get(self._node.keys.server(request.instance_id))
         if stored is None or stored.value != request.SerializeToString(deterministic=True):
             await asyncio.to_thread(requests.descriptions, request)
         await self._registry.register(request)

@@ -17,10 +17,11 @@ from sec_model.graph import Graph
 from sec_protos.v1 import coordinator_pb2 as pb
 
 from sec.api import requests
-from sec.api.answering import Context, answered, answered_stream, give_up_before
+from sec.api.answering import Context, give_up_before, reading, reading_stream, starting, subject, writing
 from sec.api.cluster import ClusterCalls
 from sec.api.errors import ApiError, does_not_fit, invalid
 from sec.api.fitting import FitChecks
+from sec.api.log_watch import LogWatch
 from sec.api.views import corrupt_view, node_errors, saga_view, sequenced, stored_summary
 from sec.api.waiting import RECHECK_S, SettledWatch
 from sec.codec import entries_from_bytes
@@ -29,11 +30,12 @@ from sec.core.records import LogEntry, SagaId
 from sec.core.refusals import refusal
 from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
+from sec.node.door import Bound
 from sec.node.node import SecNode
 from sec.node.owner import wall_clock_us
 from sec.store.errors import SagaNotFound, WrongState
 from sec.store.keys import last_segment
-from sec.store.kv import Compacted, EventKind, Revision, prefix_end
+from sec.store.kv import Compacted, EventKind, Watch
 from sec.store.listing import ListFilter
 from sec.store.sagas import GiveUp, SagaHead, StoredSaga, Submitted
 from sec.summaries import STATE_OF_COURSE
@@ -41,6 +43,8 @@ from sec.summaries import STATE_OF_COURSE
 DEFAULT_WAIT_S = 20.0
 MAX_WAIT_S = 60.0
 MAX_LOG_PAGE = 1_000
+MAX_WAITING_COMMANDS = 1_000
+"""Of one saga, until its owner has taken them up: each is a key, which every SEC node holds in memory."""
 
 
 class Coordinator(ClusterCalls):
@@ -49,20 +53,23 @@ class Coordinator(ClusterCalls):
     def __init__(self, node: SecNode) -> None:
         super().__init__(node)
         self._settled = SettledWatch(node.live, node.keys)
+        self._log_watch = LogWatch(node.kv, node.keys)
         self._fit = FitChecks(node.directory)
+        self._definitions = requests.Definitions(node.settings.limits)
 
     def stop_waiting(self) -> None:
         """Answers all who wait for a saga with what is known now: the node is about to stop."""
         self._settled.wake_all()
 
-    @answered
+    @starting
     async def SubmitSaga(self, request: pb.SubmitSagaRequest, context: Context) -> pb.SubmitSagaResponse:  # noqa: N802 # the contract's name
         limits = self._node.settings.limits
         saga_id = requests.saga_id(request.saga_id) if request.saga_id else _draw_saga_id()
         params = requests.params(request.params, saga_id, limits)
         labels = requests.labels(request.labels, saga_id, limits)
         deadline = requests.deadline(request, saga_id)
-        definition, graph = requests.definition(request.definition, saga_id, limits)
+        checked = self._definitions.check(request.definition, saga_id)
+        graph = checked.graph
         missing = sorted(graph.action_names() - self._node.directory.offered)
         warnings = [
             f'No action server that can be reached offers the action "{name}" now; its nodes will wait.' for name in missing
@@ -77,8 +84,8 @@ class Coordinator(ClusterCalls):
         uid, give_up = secrets.token_hex(8), give_up_before(context)
 
         async def submit() -> Submitted:
-            digest = await self._node.definitions.put(definition, graph)
-            head = SagaHead(saga_id, uid, definition.name, digest, params, labels, wall_clock_us(), deadline)
+            digest = await self._node.definitions.put(checked.data, graph)
+            head = SagaHead(saga_id, uid, checked.name, digest, params, labels, wall_clock_us(), deadline)
             return await self._submit(head, graph, start=not request.start_later, give_up=give_up)
 
         try:
@@ -104,12 +111,12 @@ class Coordinator(ClusterCalls):
             self._node.definitions.forget(head.definition_hash)
             raise
 
-    @answered
+    @starting
     async def StartSaga(self, request: pb.StartSagaRequest, context: Context) -> pb.StartSagaResponse:  # noqa: N802
         await self._node.owner.start(requests.saga_id(request.saga_id), give_up_before(context))
         return pb.StartSagaResponse()
 
-    @answered
+    @writing
     async def CommandSaga(self, request: pb.CommandSagaRequest, context: Context) -> pb.CommandSagaResponse:  # noqa: N802
         saga_id = requests.saga_id(request.saga_id)
         command = requests.command(request, wall_clock_us())
@@ -119,17 +126,21 @@ class Coordinator(ClusterCalls):
         because = refusal(state, command)
         if because:
             raise WrongState(because)
+        waiting = await self._node.sagas.waiting_commands(saga_id)
+        if waiting >= MAX_WAITING_COMMANDS:
+            because = f'has {waiting} commands for saga "{saga_id}" that its owner has not taken up'
+            raise self.door.refuse(Bound.COMMANDS, subject("command", request), because)
         request.command.CopyFrom(command_to_proto(command))
         if not await self._node.sagas.command(saga_id, request.command_id, request.SerializeToString(), give_up_before(context)):
             raise WrongState(f'Saga "{saga_id}" has just ended and takes no commands any more.')
         return pb.CommandSagaResponse()
 
-    @answered
+    @writing
     async def DeleteSaga(self, request: pb.DeleteSagaRequest, context: Context) -> pb.DeleteSagaResponse:  # noqa: N802
         await self._node.sagas.delete(requests.saga_id(request.saga_id), give_up_before(context))
         return pb.DeleteSagaResponse()
 
-    @answered
+    @reading
     async def GetSaga(self, request: pb.GetSagaRequest, context: Context) -> pb.GetSagaResponse:  # noqa: N802
         stored = await self._node.sagas.load(requests.saga_id(request.saga_id))
         view = await self._view(stored, request)
@@ -148,13 +159,13 @@ class Coordinator(ClusterCalls):
             return corrupt_view(stored, str(error))
         return saga_view(stored, state, self._node.directory.offered, omit_outputs=request.omit_outputs)
 
-    @answered
+    @reading
     async def ListSagas(self, request: pb.ListSagasRequest, context: Context) -> pb.ListSagasResponse:  # noqa: N802
         wanted = ListFilter(frozenset(request.states), request.name, dict(request.labels), request.owner)
         sagas, token = await self._node.listing.page(wanted, requests.page_size(request.page_size), request.page_token)
         return pb.ListSagasResponse(sagas=sagas, next_page_token=token)
 
-    @answered
+    @reading
     async def WaitSaga(self, request: pb.WaitSagaRequest, context: Context) -> pb.WaitSagaResponse:  # noqa: N802
         saga_id = requests.saga_id(request.saga_id)
         if not math.isfinite(request.timeout_s) or not 0 <= request.timeout_s <= MAX_WAIT_S:
@@ -176,7 +187,7 @@ class Coordinator(ClusterCalls):
         finally:
             self._settled.unsubscribe(saga_id, event)
 
-    @answered
+    @reading
     async def GetSagaLog(self, request: pb.GetSagaLogRequest, context: Context) -> pb.GetSagaLogResponse:  # noqa: N802
         stored = await self._node.sagas.load(requests.saga_id(request.saga_id))
         wanted = [e for e in stored.entries if e.sequence >= request.from_sequence]
@@ -185,40 +196,27 @@ class Coordinator(ClusterCalls):
         problem = "" if following else stored.problem
         return pb.GetSagaLogResponse(records=[sequenced(e) for e in wanted[:limit]], next_sequence=following, problem=problem)
 
-    @answered_stream
+    @reading_stream
     async def WatchSaga(self, request: pb.WatchSagaRequest, context: Context) -> AsyncIterator[pb.WatchSagaResponse]:  # noqa: N802
         saga_id = requests.saga_id(request.saga_id)
         state: SagaState | None = None
         while True:
-            stored, folded = await self._load(saga_id)
-            if state is None:
-                state = SagaState(saga_id, folded.graph)
-            try:
-                async with aclosing(self._entries(saga_id, stored)) as entries:
-                    async for entry in entries:
-                        if entry.sequence < state.next_sequence:
-                            continue  # read again after the watch fell behind
-                        state.apply_entry(entry)
-                        if entry.sequence >= request.from_sequence:
-                            yield pb.WatchSagaResponse(record=sequenced(entry), state=STATE_OF_COURSE[state.course])
-                        if state.course.ended:
-                            return
-            except Compacted:
-                continue
-
-    async def _entries(self, saga_id: SagaId, stored: StoredSaga) -> AsyncGenerator[LogEntry, None]:
-        """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again; and `SagaNotFound`."""
-        for entry in stored.entries:
-            yield entry
-        prefix = self._node.keys.log(saga_id)
-        async with aclosing(self._node.kv.watch(prefix, prefix_end(prefix), start=Revision(stored.revision + 1))) as watch:
-            async for batch in watch:
-                for event in batch.events:
-                    if event.kind is EventKind.DELETE:
-                        raise SagaNotFound(f'Saga "{saga_id}" was deleted.')
-                    first = int(last_segment(event.item.key), 16)
-                    for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
-                        yield entry
+            async with self._log_watch.follow(saga_id) as changes:
+                stored, folded = await self._load(saga_id)
+                if state is None:
+                    state = SagaState(saga_id, folded.graph)
+                try:
+                    async with aclosing(_entries(saga_id, stored, changes)) as entries:
+                        async for entry in entries:
+                            if entry.sequence < state.next_sequence:
+                                continue  # read again after the watch fell behind
+                            state.apply_entry(entry)
+                            if entry.sequence >= request.from_sequence:
+                                yield pb.WatchSagaResponse(record=sequenced(entry), state=STATE_OF_COURSE[state.course])
+                            if state.course.ended:
+                                return
+                except Compacted:
+                    continue
 
     async def _load(self, saga_id: SagaId) -> tuple[StoredSaga, SagaState]:
         """Raises `CorruptLog` for a saga that cannot be read."""
@@ -227,6 +225,21 @@ class Coordinator(ClusterCalls):
             raise CorruptLog(stored.problem)
         graph = await self._node.definitions.graph(stored.head.definition_hash)
         return stored, fold(saga_id, graph, stored.entries)
+
+
+async def _entries(saga_id: SagaId, stored: StoredSaga, changes: Watch) -> AsyncGenerator[LogEntry, None]:
+    """What the log has, and then what comes. Raises `Compacted` when that cannot be followed: read the saga again; and `SagaNotFound`."""
+    for entry in stored.entries:
+        yield entry
+    async for batch in changes:
+        if batch.revision <= stored.revision:
+            continue
+        for event in batch.events:
+            if event.kind is EventKind.DELETE:
+                raise SagaNotFound(f'Saga "{saga_id}" was deleted.')
+            first = int(last_segment(event.item.key), 16)
+            for entry in entries_from_bytes(event.item.value, first, event.item.create_revision):
+                yield entry
 
 
 def _not_offered(saga_id: SagaId, missing: Sequence[str]) -> ApiError:

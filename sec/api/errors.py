@@ -13,8 +13,9 @@ from sec_model import DefinitionError
 from sec_protos.v1 import common_pb2
 
 from sec.core.errors import CorruptLog, IllegalTransition
+from sec.node.door import Overloaded
 from sec.store.errors import Fenced, InvalidPageToken, PageTokenExpired, SagaExists, SagaNotFound, WrongState
-from sec.store.kv import Indeterminate, KvError, KvRefused
+from sec.store.kv import Indeterminate, KvError, KvRefused, StoreFull
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +42,20 @@ class ApiError(Exception):
         retryable: bool = False,
         definite: bool = True,
         problems: Sequence[str] = (),
+        retry_after_s: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.detail = common_pb2.ErrorDetail(
-            code=code, saga_id=saga_id, node=node, hint=hint, retryable=retryable, definite=definite, problems=problems
+            code=code,
+            saga_id=saga_id,
+            node=node,
+            hint=hint,
+            retryable=retryable,
+            definite=definite,
+            problems=problems,
+            retry_after_s=retry_after_s,
         )
 
 
@@ -108,8 +117,21 @@ def to_api_error(error: Exception, saga_id: str = "") -> ApiError:
             return ApiError(
                 Code.UNAVAILABLE, "outcome_indeterminate", message, saga_id=saga_id, hint=hint, retryable=True, definite=False
             )
+        case Overloaded(retry_after_s=retry_after_s):
+            return ApiError(
+                Code.RESOURCE_EXHAUSTED,
+                "overloaded",
+                text,
+                saga_id=saga_id,
+                hint=f"Nothing was done. Ask another SEC node, or this one again after {retry_after_s:g} s.",
+                retryable=True,
+                retry_after_s=retry_after_s,
+            )
+        case StoreFull():
+            hint = "Nothing was done. Make space in etcd: compact it, defragment it, and disarm its alarm. What was accepted waits until then."
+            return ApiError(Code.RESOURCE_EXHAUSTED, "store_full", f"The store is out of space. {text}", saga_id=saga_id, hint=hint)
         case KvRefused():
-            hint = "See the log of the SEC node and the health of etcd: it may be out of space or short of permissions."
+            hint = "See the log of the SEC node and the health of etcd: it may be short of permissions, or its limits too low."
             return ApiError(
                 Code.FAILED_PRECONDITION, "store_refused", f"The store refused this. {text}", saga_id=saga_id, hint=hint
             )

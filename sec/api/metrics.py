@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 from sec.api.server import CannotListen
 from sec.core.transitions import Course
 from sec.dispatch.calls import Answer, Call
+from sec.node.door import Bound
+from sec.node.health import Condition
 from sec.node.node import SecNode
 
 _COURSES = (Course.RUNNING, Course.UNWINDING, Course.STUCK)
@@ -34,6 +36,23 @@ class _Now(Collector):
             sagas.add_metric([state], count)
         yield sagas
         yield GaugeMetricFamily("sec_leader", "1 while this node leads.", value=node.leader.leading)
+        condition = node.health.condition
+        conditions = GaugeMetricFamily("sec_condition", "1 for how this node is, 0 for all else.", labels=["condition"])
+        for each in Condition:
+            conditions.add_metric([each.value], each is condition)
+        yield conditions
+        used = GaugeMetricFamily("sec_bound_used", "How much this node holds of what is bounded.", labels=["bound"])
+        most = GaugeMetricFamily("sec_bound", "The bound.", labels=["bound"])
+        for bound, (value, limit) in node.door.used().items():
+            used.add_metric([bound.value], value)
+            most.add_metric([bound.value], limit)
+        yield used
+        yield most
+        refused = CounterMetricFamily("sec_refused", "Calls that were refused since there was no room.", labels=["bound"])
+        for reason in Bound:
+            refused.add_metric([reason.value], node.door.refused[reason])
+        yield refused
+        yield GaugeMetricFamily("sec_calls_in_progress", "Calls of action servers in progress.", value=node.directory.calls)
         yield GaugeMetricFamily("sec_serving", "1 while this node serves, as its health says.", value=node.serving)
         commits = node.commits
         yield GaugeMetricFamily("sec_store_writes_waiting", "Writes that wait for a transaction to share.", value=commits.depth)

@@ -1,7 +1,9 @@
 """Checks of what comes in, before anything is read or written. Bounds are those of the settings."""
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from sec_model import Definition, Graph, Payload, compile_graph
 from sec_model.codec import deadline_from_proto, definition_bytes, definition_from_proto, payload_from_proto
@@ -19,6 +21,8 @@ from sec.node.settings import Limits
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
+MAX_CHECKED = 200
+"""Definitions that are kept as they were read, the latest ones."""
 MAX_COMMAND_BYTES = 16 * 1024
 MAX_DESCRIPTION_BYTES = 1024 * 1024
 """Of all actions of one server, with their schemas: etcd takes 1.5 MiB at once."""
@@ -31,8 +35,35 @@ def saga_id(text: str) -> SagaId:
     return SagaId(text)
 
 
-def definition(message: definition_pb2.SagaDefinition, saga: str, limits: Limits) -> tuple[Definition, Graph]:
-    """A checked definition with its graph. Raises `ApiError` and `DefinitionError`."""
+@dataclass(frozen=True, slots=True)
+class CheckedDefinition:
+    """A definition that keeps all rules. `data` are its canonical bytes."""
+
+    name: str
+    graph: Graph
+    data: bytes
+
+
+class Definitions:
+    """Checks definitions as they come in. One that comes again and again is read once, and its sagas share one graph."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._checked: OrderedDict[bytes, CheckedDefinition] = OrderedDict()
+
+    def check(self, message: definition_pb2.SagaDefinition, saga: str) -> CheckedDefinition:
+        """Raises `ApiError` and `DefinitionError`."""
+        digest = hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
+        if (found := self._checked.get(digest)) is None:
+            definition, graph = _definition(message, saga, self._limits)
+            found = self._checked[digest] = CheckedDefinition(definition.name, graph, definition_bytes(definition))
+            if len(self._checked) > MAX_CHECKED:
+                self._checked.popitem(last=False)
+        self._checked.move_to_end(digest)
+        return found
+
+
+def _definition(message: definition_pb2.SagaDefinition, saga: str, limits: Limits) -> tuple[Definition, Graph]:
     size = message.ByteSize()
     if size > limits.definition_bytes:
         raise _too_large(

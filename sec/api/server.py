@@ -16,8 +16,12 @@ from sec.api.peers import PeerCalls
 from sec.node.node import SecNode
 
 COORDINATOR_SERVICE = coordinator_pb2.DESCRIPTOR.services_by_name["Coordinator"].full_name
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_SENT_BYTES = 64 * 1024 * 1024
 """Bound of one message: a saga with all the outputs of its nodes comes in one."""
+MAX_RECEIVED_BYTES = 8 * 1024 * 1024
+"""Far more than any call may bring in, so that who sends too much is told by us what is too large."""
+OTHER_CALLS = 1_000
+"""Room for calls beside submits and reads, those too that are just being refused: beyond it gRPC itself refuses, without a word of ours."""
 HEALTH_INTERVAL_S = 0.2
 
 
@@ -47,10 +51,12 @@ class ApiServer:
         self._node = node
         options = [
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
+            ("grpc.max_send_message_length", MAX_SENT_BYTES),
         ]
-        self._server = grpc.aio.server(options=options)
+        bounds = node.settings.bounds
+        at_once = bounds.submits + bounds.reads + OTHER_CALLS
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=at_once)
         self._health = health.aio.HealthServicer()
         self._coordinator = Coordinator(node)
         coordinator_pb2_grpc.add_CoordinatorServicer_to_server(self._coordinator, self._server)

@@ -283,14 +283,15 @@ class _Saga:
                 self._violated(2, f"{what} was dispatched before the record of its start.")
             if delivery.phase == "undo" and delivery.node in failed:
                 self._violated(3, f'"{delivery.node}" has failed, and its undo was dispatched.')
-            self._lease(what, delivery, takeovers)
-            self._pause(what, delivery)
+            if not delivery.again:  # whoever called has done so long before
+                self._lease(what, delivery, takeovers)
+                self._pause(what, delivery)
 
     def _lease(self, what: str, delivery: Delivery, takeovers: Sequence[tuple[Epoch, int]]) -> None:
         over_us = next((time_us for epoch, time_us in takeovers if epoch > delivery.epoch), None)
-        if over_us is None or delivery.at_us <= over_us + SLACK_US or self._at_fault([delivery.server], over_us, delivery.at_us):
+        if over_us is None or delivery.at_us <= over_us + SLACK_US or self._server_at_fault(delivery, over_us):
             return
-        if self._was_under_way(delivery):
+        if self._was_under_way(delivery) or self._was_revoked(delivery, over_us):
             return
         late_s = (delivery.at_us - over_us) / 1e6
         self._violated(
@@ -303,10 +304,24 @@ class _Saga:
         return any(
             fault.target == delivery.sec_node
             and fault.how == "stop"
-            and fault.start_us <= decided_us + UNDER_WAY_US
+            and (fault.point == "before_call" or fault.start_us <= decided_us + UNDER_WAY_US)
             and decided_us <= fault.end_us
             and delivery.at_us <= fault.end_us + UNDER_WAY_US
             for fault in self.faults
+        )
+
+    def _was_revoked(self, delivery: Delivery, over_us: int) -> bool:
+        """Its lease was ended from outside, and it could not hear of it: then it goes by its own deadline still."""
+        node = delivery.sec_node
+        revoked = [f.start_us for f in self.faults if f.kind == "lease" and f.target == node and f.start_us <= over_us + SLACK_US]
+        cuts = [f for f in self.faults if f.other and node in f.processes and f.start_us <= delivery.at_us]
+        return any(cut.end_us + SLACK_US >= revoked_us for cut in cuts for revoked_us in revoked)
+
+    def _server_at_fault(self, delivery: Delivery, from_us: int) -> bool:
+        """The call may have been on its way since then."""
+        return any(
+            (not fault.other and fault.target == delivery.server) or fault.between(delivery.sec_node, delivery.server)
+            for fault in self._faults_in(from_us, delivery.at_us)
         )
 
     def _pause(self, what: str, delivery: Delivery) -> None:
@@ -320,8 +335,11 @@ class _Saga:
                     7, f"{what} was dispatched {(delivery.at_us - paused.from_us) / 1e6:.1f} s after the saga was paused."
                 )
 
-    def _at_fault(self, processes: Sequence[str], from_us: int, to_us: int) -> bool:
-        return any(f.target in processes and f.start_us <= to_us and f.end_us + SLACK_US >= from_us for f in self.faults)
+    def _at_fault(self, processes: Iterable[str], from_us: int, to_us: int) -> bool:
+        return any(fault.processes & {*processes} for fault in self._faults_in(from_us, to_us))
+
+    def _faults_in(self, from_us: int, to_us: int) -> Iterator[Fault]:
+        return (f for f in self.faults if f.start_us <= to_us and f.end_us + SLACK_US >= from_us)
 
     # 6
 
@@ -348,6 +366,8 @@ class _Saga:
         entries = self.log.entries
         ended = bool(entries) and isinstance(entries[-1].record, Done)
         until_us = entries[-1].time_us if ended else self.settled_us
+        if ended and self._at_fault({e.writer for e in entries if e.time_us >= acknowledged_us}, acknowledged_us, until_us):
+            return False  # who brought it to its end may not have heard of the command
         return until_us > acknowledged_us + SLACK_US
 
 

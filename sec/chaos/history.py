@@ -51,6 +51,20 @@ class Fault:
     end_us: int
     why: str = ""
     """"leader" or "owner", where that was what was meant."""
+    other: str = ""
+    """Of a link, the process at the other end: one way is from `target` to `other`. Several have commas between them."""
+    point: str = ""
+    """Of a failpoint, where the process killed or stopped itself."""
+
+    @property
+    def processes(self) -> frozenset[str]:
+        """All that it was done to."""
+        return frozenset(name for end in (self.target, self.other) for name in end.split(",") if name)
+
+    def between(self, one: str, other: str) -> bool:
+        """Whether it was done to the link of two processes."""
+        ends = [end.split(",") for end in (self.target, self.other)]
+        return (one in ends[0] and other in ends[1]) or (other in ends[0] and one in ends[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +138,8 @@ class Delivery:
     sec_node: str
     outcome: str = ""
     end_us: int = 0
+    again: bool = False
+    """It was made by the action server itself: a copy of one that an SEC node had made."""
 
 
 class DamagedHistory(Exception):

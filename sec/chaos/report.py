@@ -7,7 +7,7 @@ from html import escape
 
 from sec.chaos.check import INVARIANTS, Evidence, Violation
 from sec.chaos.history import Answer, ClientCall, Cluster, Fault, Milestone
-from sec.chaos.plan import SERVERS
+from sec.chaos.plan import ON_LINKS, SERVERS
 from sec.core.records import Commanded, Done, OwnerChanged, UndoFailed
 from sec.debug import ExportedLog
 
@@ -16,7 +16,19 @@ SHOWN_VIOLATIONS = 200
 _WIDTH, _LANE, _LEFT, _TOP = 1100, 30, 90, 24
 _BUCKET_US = 250_000
 """Takeovers this close are one mark."""
-_COLOURS = {"kill": "#c0392b", "stop": "#e08e0b", "restart": "#2471a3", "drain": "#7d3c98", "died": "#000000"}
+_COLOURS = {
+    "kill": "#c0392b",
+    "replace": "#7b241c",
+    "stop": "#e08e0b",
+    "restart": "#2471a3",
+    "drain": "#7d3c98",
+    "lease": "#17a589",
+    "partition": "#5d4037",
+    "oneway": "#a1887f",
+    "delay": "#90a4ae",
+    "reset": "#ec407a",
+    "died": "#000000",
+}
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1150px; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: .5em 0 1.5em } td, th { padding: .2em .9em .2em 0; text-align: left; vertical-align: top }
@@ -41,9 +53,23 @@ def ends(logs: Mapping[str, ExportedLog]) -> Counter[str]:
     return Counter(_end(log) for log in logs.values())
 
 
-def faults_injected(evidence: Evidence) -> Counter[tuple[str, str]]:
-    """How many faults there were, by what was done and to what kind of process."""
-    return Counter((event.how, event.target.partition("-")[0]) for event in evidence.events if isinstance(event, Fault))
+def takeovers(logs: Mapping[str, ExportedLog]) -> int:
+    """How often a saga was taken over by another owner."""
+    return sum(isinstance(entry.record, OwnerChanged) for log in logs.values() for entry in log.entries)
+
+
+def faults_injected(evidence: Evidence) -> Counter[str]:
+    """How many faults there were, by what was done, and to what kind of processes: "kill of sec", "partition between etcd and sec"."""
+    found = Counter(_what(event) for event in evidence.events if isinstance(event, Fault))
+    found["repeat of a dispatch"] = sum(delivery.again for delivery in evidence.deliveries)
+    return +found
+
+
+def _what(fault: Fault) -> str:
+    ends = sorted("all" if "," in end and "client" in end else end.partition("-")[0] for end in (fault.target, fault.other) if end)
+    if fault.kind in ON_LINKS:
+        return f"{fault.how} between {' and '.join(ends)}"
+    return f"{fault.how} of {ends[0]}" + (f" at {fault.point}" if fault.point else "")
 
 
 def html(about: About, evidence: Evidence, violations: Sequence[Violation]) -> str:
@@ -72,8 +98,8 @@ def _page(about: About, evidence: Evidence, violations: Sequence[Violation]) -> 
     yield from _timeline(about, evidence)
     yield "<h2>Faults</h2>"
     yield from _table(
-        ("fault", "of", "times"),
-        ((escape(how), escape(kind), str(count)) for (how, kind), count in sorted(faults_injected(evidence).items())),
+        ("fault", "times"),
+        ((escape(what), str(count)) for what, count in sorted(faults_injected(evidence).items())),
     )
     yield "<h2>Sagas, by their end</h2>"
     by_shape = Counter((log.head.name, _end(log)) for log in evidence.logs.values())
@@ -126,8 +152,8 @@ def _timeline(about: About, evidence: Evidence) -> Iterator[str]:
     start_us, end_us = milestones.get("start", min(times)), max(times)
     scale = (_WIDTH - _LEFT - 10) / max(1, end_us - start_us)
     faults = [event for event in evidence.events if isinstance(event, Fault)]
-    etcd = sorted({fault.target for fault in faults} - {*about.nodes, *SERVERS})
-    lanes = [*about.nodes, *SERVERS, *etcd]
+    others = sorted({name for fault in faults for name in fault.processes} - {*about.nodes, *SERVERS})
+    lanes = [*about.nodes, *SERVERS, *others]
     height = _TOP + _LANE * len(lanes) + 24
 
     def x(at_us: int) -> float:
@@ -139,14 +165,8 @@ def _timeline(about: About, evidence: Evidence) -> Iterator[str]:
         y = _TOP + number * _LANE
         yield f'<text x="0" y="{y + 17}">{escape(lane)}</text>'
         yield f'<rect x="{_LEFT}" y="{y + 8}" width="{x(end_us) - _LEFT}" height="12" fill="#d5e8d4"/>'
-        for fault in (fault for fault in faults if fault.target == lane):
-            width = max(1.5, x(fault.end_us) - x(fault.start_us))
-            seconds = (fault.end_us - fault.start_us) / 1e6
-            told = f"{fault.how} {fault.why and f'({fault.why}) '}for {seconds:.1f} s, from {(fault.start_us - start_us) / 1e6:.1f} s on"
-            yield (
-                f'<rect x="{x(fault.start_us)}" y="{y + 8}" width="{width:.1f}" height="12" fill="{_COLOURS.get(fault.how, "#555")}">'
-                f"<title>{escape(told)}</title></rect>"
-            )
+        for fault in (fault for fault in faults if lane in fault.processes):
+            yield _bar(fault, x, y, start_us)
         for from_us, to_us in _leading(evidence, lane, end_us):
             yield f'<rect x="{x(from_us)}" y="{y + 22}" width="{max(1.0, x(to_us) - x(from_us)):.1f}" height="3" fill="#1a5276"/>'
         for at_us, count in _takeovers(evidence.logs, lane):
@@ -160,6 +180,21 @@ def _timeline(about: About, evidence: Evidence) -> Iterator[str]:
     yield "</svg>"
     legend = " · ".join(f'<span style="color:{colour}">■</span> {how}' for how, colour in _COLOURS.items() if how != "died")
     yield f"<p>{legend} · ○ sagas taken over · <span style='color:#1a5276'>▬</span> leader · ┆ start, healed, settled</p>"
+
+
+def _bar(fault: Fault, x: Callable[[int], float], y: int, start_us: int) -> str:
+    """Faults of links are thin, and below those of processes."""
+    top, height = (y + 16, 4) if fault.kind in ON_LINKS else (y + 8, 12)
+    width = max(1.5, x(fault.end_us) - x(fault.start_us))
+    about = f"({fault.why}) " if fault.why else f"at {fault.point} " if fault.point else ""
+    if fault.other:
+        about = f"from {fault.target} to {fault.other} " if fault.how == "oneway" else f"between {fault.target} and {fault.other} "
+    lasts_s, from_s = (fault.end_us - fault.start_us) / 1e6, (fault.start_us - start_us) / 1e6
+    told = f"{fault.how} {about}for {lasts_s:.1f} s, from {from_s:.1f} s on"
+    return (
+        f'<rect x="{x(fault.start_us)}" y="{top}" width="{width:.1f}" height="{height}" fill="{_COLOURS.get(fault.how, "#555")}">'
+        f"<title>{escape(told)}</title></rect>"
+    )
 
 
 def _axis(x: Callable[[int], float], start_us: int, end_us: int, height: int) -> Iterator[str]:

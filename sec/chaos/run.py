@@ -5,6 +5,7 @@ history.jsonl     what clients did and saw, and the faults as they were injected
 logs/             the logs of all sagas, as `secctl saga log --export` writes them: for `sec debug recover`
 servers/          the journals of the action servers, and world.db with the effects
 cluster/          the logs of all processes, and the data of etcd
+failpoints/       empty: by its files nodes are told of failpoints
 violations.txt    what the check found; empty: nothing
 report.html       all of it for a person
 """
@@ -12,13 +13,16 @@ report.html       all of it for a person
 import asyncio
 import json
 import shlex
+import socket
 import sqlite3
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from sec_client import SagaError, SagaNotFound
 from sec_client import aio as sec_aio
 from secctl.export import read_log, write_log
@@ -27,14 +31,17 @@ from secctl.settings import Settings
 from sec import __version__
 from sec.chaos import report
 from sec.chaos.check import Evidence, Had, Violation, check
-from sec.chaos.faults import ActionServers, CannotInject, Injector, Situation, check_etcd
+from sec.chaos.faults import ActionServers, CannotInject, Injector, Situation, check_etcd, pids
 from sec.chaos.history import Cluster, DamagedHistory, Fault, Milestone, Writer, now_us, read_deliveries, read_events
-from sec.chaos.plan import DEFAULT_FAULTS, ETCD_MEMBERS, SERVERS, FaultKind, Options, Plan, make_plan
+from sec.chaos.network import Network
+from sec.chaos.plan import ETCD_MEMBERS, KINDS, SERVERS, FaultKind, Options, Plan, make_plan
 from sec.chaos.server import DATABASE
 from sec.chaos.workload import Workload
 from sec.debug import CannotRecover, ExportedLog, read_export
 from sec.dev.cluster import DevCluster, NodeNotServing
-from sec.dev.etcd import EtcdNotStarted, find_etcd
+from sec.dev.etcd import EtcdBinary, EtcdNotStarted, find_etcd
+from sec.node.failpoints import ENVIRONMENT
+from sec.store.etcd.versions import sound
 
 LOOK_EVERY_S = 0.5
 """How often the cluster is asked who leads."""
@@ -49,10 +56,22 @@ class CannotRun(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a run came to. `summary` are sentences for a person."""
+    """What a run came to. `summary` are sentences for a person; `faults` says how many of each were injected, `ends` of the sagas."""
 
     violations: tuple[Violation, ...]
     summary: tuple[str, ...]
+    faults: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    takeovers: int = 0
+
+
+def possible(members: int, etcd_binary: str | None = None) -> tuple[FaultKind, ...]:
+    """All kinds of faults that can be injected with so many members of this etcd. Raises `CannotRun`."""
+    try:
+        killable = members >= ETCD_MEMBERS and sound(find_etcd(etcd_binary).version)
+    except EtcdNotStarted as error:
+        raise CannotRun(str(error)) from error
+    return tuple(kind for kind in KINDS if kind is not FaultKind.ETCD or killable)
 
 
 def run(options: Options, directory: Path, *, settle_s: float, etcd_binary: str | None = None) -> Verdict:
@@ -62,6 +81,8 @@ def run(options: Options, directory: Path, *, settle_s: float, etcd_binary: str 
     """
     if directory.exists() and any(directory.iterdir()):
         raise CannotRun(f'The folder "{directory}" is not empty: choose another with --directory.')
+    if not hasattr(socket, "AF_NETLINK"):
+        raise CannotRun("A chaos run needs Linux: it asks the kernel which process has made a connection.")
     try:
         plan = make_plan(options)
         binary = find_etcd(etcd_binary)
@@ -69,32 +90,40 @@ def run(options: Options, directory: Path, *, settle_s: float, etcd_binary: str 
     except (ValueError, EtcdNotStarted, CannotInject) as error:
         raise CannotRun(str(error)) from error
     directory = directory.resolve()
-    for folder in ("logs", "servers"):
+    for folder in ("logs", "servers", "failpoints"):
         (directory / folder).mkdir(parents=True)
-    cluster = DevCluster(
-        directory / "cluster",
-        nodes=options.nodes,
-        etcd_binary=binary,
-        etcd_size=ETCD_MEMBERS if FaultKind.ETCD in options.faults else 1,
-        lease_ttl_s=options.lease_ttl_s,
-    )
     about = {
         "command": _command(options, settle_s),
         "version": __version__,
         "etcd_version": binary.version,
-        "nodes": list(cluster.names),
+        "nodes": [f"sec-{index + 1}" for index in range(options.nodes)],
     }
     (directory / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     try:
-        asyncio.run(_run(options, plan, directory, cluster, settle_s))
+        uvloop.run(_run(options, plan, directory, binary, settle_s))
     except (EtcdNotStarted, NodeNotServing, CannotInject) as error:
         raise CannotRun(f"{error} What there is of the run is in {directory}.") from error
     return check_directory(directory)
 
 
-async def _run(options: Options, plan: Plan, directory: Path, cluster: DevCluster, settle_s: float) -> None:
-    async with cluster:
-        await _Run(options, plan, directory, cluster, settle_s).run()
+async def _run(options: Options, plan: Plan, directory: Path, binary: EtcdBinary, settle_s: float) -> None:
+    servers: ActionServers | None = None
+    network = Network(lambda: pids(cluster, {} if servers is None else servers.pids))
+    cluster = DevCluster(
+        directory / "cluster",
+        nodes=options.nodes,
+        etcd_binary=binary,
+        etcd_size=options.etcd,
+        lease_ttl_s=options.lease_ttl_s,
+        environment={ENVIRONMENT: str(directory / "failpoints")},
+        front=network.front,
+    )
+    try:
+        async with cluster:
+            servers = ActionServers(directory / "servers", directory / "cluster" / "logs", cluster.advertised, network)
+            await _Run(options, plan, directory, cluster, servers, network, settle_s).run()
+    finally:
+        await network.close()
 
 
 def check_directory(directory: Path) -> Verdict:
@@ -109,7 +138,13 @@ def check_directory(directory: Path) -> Verdict:
     (directory / "violations.txt").write_text("".join(f"{violation}\n" for violation in violations), encoding="utf-8")
     page = directory / "report.html"
     page.write_text(report.html(about, evidence, violations), encoding="utf-8")
-    return Verdict(tuple(violations), tuple(_summary(about, evidence, violations, page)))
+    return Verdict(
+        tuple(violations),
+        tuple(_summary(about, evidence, violations, page)),
+        report.faults_injected(evidence),
+        report.ends(evidence.logs),
+        report.takeovers(evidence.logs),
+    )
 
 
 def load(directory: Path) -> Evidence:
@@ -144,16 +179,25 @@ def load(directory: Path) -> Evidence:
 class _Run:
     """One run, against a cluster that is up."""
 
-    def __init__(self, options: Options, plan: Plan, directory: Path, cluster: DevCluster, settle_s: float) -> None:
+    def __init__(
+        self,
+        options: Options,
+        plan: Plan,
+        directory: Path,
+        cluster: DevCluster,
+        servers: ActionServers,
+        network: Network,
+        settle_s: float,
+    ) -> None:
         self._options, self._plan, self._directory, self._cluster = options, plan, directory, cluster
-        self._settle_s = settle_s
+        self._servers, self._settle_s = servers, settle_s
         self._history = Writer(directory / "history.jsonl")
         self._situation = Situation()
-        self._servers = ActionServers(directory / "servers", directory / "cluster" / "logs", cluster.addresses)
-        addresses = cluster.addresses
+        self._direct = sec_aio.Client(cluster.addresses)
+        addresses = cluster.advertised
         self._clients = [sec_aio.Client(addresses[n:] + addresses[:n]) for n in range(len(addresses))]
         self._workload = Workload(self._clients, self._situation, self._history)
-        self._injector = Injector(cluster, self._servers, self._clients[0], self._situation, self._history)
+        self._injector = Injector(cluster, servers, network, self._direct, self._situation, self._history, directory / "failpoints")
 
     async def run(self) -> None:
         looking = None
@@ -170,7 +214,8 @@ class _Run:
                 looking.cancel()
                 await asyncio.gather(looking, return_exceptions=True)
             await self._workload.close()
-            for client in self._clients:
+            await self._injector.close()
+            for client in (self._direct, *self._clients):
                 await client.close()
             self._servers.stop()
             self._history.close()
@@ -243,7 +288,7 @@ class _Run:
     async def _look(self) -> None:
         while True:
             with suppress(SagaError):
-                nodes = (await self._clients[-1].nodes()).nodes
+                nodes = (await self._direct.nodes()).nodes
                 self._situation.leader = next((node.name for node in nodes if node.leader), "")
                 self._history.write(Cluster(now_us(), self._situation.leader, tuple(node.name for node in nodes)))
             await asyncio.sleep(LOOK_EVERY_S)
@@ -265,10 +310,9 @@ async def _at(at_s: float, doing: Coroutine[Any, Any, None]) -> None:
 
 def _command(options: Options, settle_s: float) -> str:
     words = ["sec", "chaos", "run", "--seed", str(options.seed), "--duration", f"{options.duration_s:g}"]
-    words += ["--nodes", str(options.nodes), "--rate", f"{options.rate_per_s:g}"]
+    words += ["--nodes", str(options.nodes), "--etcd", str(options.etcd), "--rate", f"{options.rate_per_s:g}"]
     words += ["--lease-ttl", str(options.lease_ttl_s), "--settle", f"{settle_s:g}"]
-    if options.faults != DEFAULT_FAULTS:
-        words += ["--faults", ",".join(options.faults)]
+    words += ["--faults", ",".join(options.faults)]
     return shlex.join(words)
 
 
@@ -276,10 +320,11 @@ def _summary(about: report.About, evidence: Evidence, violations: Sequence[Viola
     ends = report.ends(evidence.logs)
     faults = report.faults_injected(evidence)
     shown = ", ".join(f"{count} {end}" for end, count in sorted(ends.items())) or "none"
-    done = ", ".join(f"{count} {how} of {kind}" for (how, kind), count in sorted(faults.items())) or "none"
+    done = ", ".join(f"{count} {what}" for what, count in sorted(faults.items())) or "none"
     lines = [
         f"{sum(ends.values())} sagas: {shown}.",
         f"Faults: {done}.",
+        f"{report.takeovers(evidence.logs)} takeovers of sagas.",
         f"{len(evidence.deliveries)} deliveries, {len(evidence.had)} effects had or taken back.",
         *(str(violation) for violation in violations[:20]),
     ]

@@ -1,4 +1,5 @@
-"""The action server of a chaos run, in a process of its own: `python -m sec.chaos.server FOLDER NAME SEC_ADDRESSES`.
+"""The action server of a chaos run, in a process of its own: `python -m sec.chaos.server FOLDER NAME PORT FRONT SEC_ADDRESSES`.
+It listens on a port, and others reach it at another, its front.
 
 Its effects are rows of the kit's own SQLite file, which all action servers of the run share: what is in the table `inventory` is in the world,
 and `had` tells of each effect that was had or taken back, in the same transaction. What arrives goes into a journal of this process.
@@ -6,6 +7,7 @@ How the action behaves at a node stands in the params of the saga (`sec.chaos.pl
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 import sys
@@ -18,6 +20,7 @@ import grpc.aio
 from sec_client.kit import ActionFailed, ActionServer, Call, SqliteStore, Unavailable
 from sec_model.codec import payload_from_proto
 from sec_protos.v1 import action_server_pb2 as pb
+from sec_protos.v1 import action_server_pb2_grpc
 
 from sec.chaos.history import now_us, write_line
 from sec.chaos.plan import ACTION
@@ -27,6 +30,9 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS inventory (key TEXT PRIMARY KEY, saga_id TEXT NOT NULL, node TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS had (key TEXT, phase TEXT, saga_id TEXT, node TEXT, epoch INTEGER, at_us INTEGER)",
 )
+_AGAIN = ("sec-chaos-again", "1")
+"""Metadata of a delivery that this server makes to itself."""
+_AGAIN_TIMEOUT_S = 10.0
 _PATHS = {"/sec.v1.ActionServer/Do": "do", "/sec.v1.ActionServer/Undo": "undo"}
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -70,11 +76,17 @@ async def _open(call: Call) -> Any:
 
 
 class Journal(grpc.aio.ServerInterceptor):
-    """Writes down each delivery before the kit sees it, and its answer; makes deliveries come twice, and answers come late or not at all."""
+    """Writes down each delivery before the kit sees it, and its answer; makes deliveries come twice, late or never, and answers too.
 
-    def __init__(self, file: IO[str]) -> None:
+    What comes again later comes through the port, as from outside, with all that the SEC node had sent.
+    """
+
+    def __init__(self, file: IO[str], address: str = "") -> None:
+        self.address = address
+        """Where the server listens."""
         self._file = file
         self._numbers = itertools.count(1)
+        self._later: set[asyncio.Task[None]] = set()
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
@@ -89,6 +101,14 @@ class Journal(grpc.aio.ServerInterceptor):
         async def deliver(message: pb.DoRequest | pb.UndoRequest, context: Any) -> Any:
             about = message.call
             params = payload_from_proto(message.params).value() or {}
+            if _AGAIN in (context.invocation_metadata() or ()):
+                return await self._one(phase, inner, message, context, again=True)
+            astray = params.get("astray", {}).get(about.node, 0)
+            if about.attempt <= (astray if phase == "do" else min(astray, 1)):
+                self._deliver_later(message, params["astray_s"][about.node])
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "The delivery has gone astray on purpose.")
+            if (again_s := params.get("again", {}).get(about.node)) is not None:
+                self._deliver_later(message, again_s)
             answer = await self._one(phase, inner, message, context)
             if about.attempt <= params.get("twice", {}).get(about.node, 0):
                 answer = await self._one(phase, inner, message, context)
@@ -99,7 +119,24 @@ class Journal(grpc.aio.ServerInterceptor):
 
         return deliver
 
-    async def _one(self, phase: str, inner: Handler, message: pb.DoRequest | pb.UndoRequest, context: Any) -> Any:
+    def _deliver_later(self, message: pb.DoRequest | pb.UndoRequest, after_s: float) -> None:
+        task = asyncio.create_task(self._deliver_again(message, after_s))
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def _deliver_again(self, message: pb.DoRequest | pb.UndoRequest, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            stub = action_server_pb2_grpc.ActionServerStub(channel)
+            with contextlib.suppress(grpc.aio.AioRpcError):  # whatever it is answered is in the journal
+                if isinstance(message, pb.DoRequest):
+                    await stub.Do(message, timeout=_AGAIN_TIMEOUT_S, metadata=(_AGAIN,))
+                else:
+                    await stub.Undo(message, timeout=_AGAIN_TIMEOUT_S, metadata=(_AGAIN,))
+
+    async def _one(
+        self, phase: str, inner: Handler, message: pb.DoRequest | pb.UndoRequest, context: Any, *, again: bool = False
+    ) -> Any:
         about = message.call
         number = f"{os.getpid()}-{next(self._numbers)}"
         arrival = {
@@ -112,6 +149,7 @@ class Journal(grpc.aio.ServerInterceptor):
             "epoch": about.epoch,
             "attempt": about.attempt,
             "sec_node": about.sec_node,
+            "again": again,
         }
         write_line(self._file, arrival)
         outcome = "cut off"
@@ -127,18 +165,19 @@ class Journal(grpc.aio.ServerInterceptor):
         return answer
 
 
-def make_server(folder: Path, name: str, journal: IO[str]) -> ActionServer:
-    """The server, which keeps its marks and effects in `folder`, and writes its journal to an open file."""
-    server = ActionServer(name, store=SqliteStore(folder / DATABASE), max_concurrency=500, interceptors=[Journal(journal)])
+def make_server(folder: Path, name: str, journal: Journal) -> ActionServer:
+    """The server, which keeps its marks and effects in `folder`."""
+    server = ActionServer(name, store=SqliteStore(folder / DATABASE), max_concurrency=500, interceptors=[journal])
     server.action(ACTION)(do).undo(undo)
     return server
 
 
-def main(folder: Path, name: str, sec: str) -> None:
+def main(folder: Path, name: str, port: int, front: int, sec: str) -> None:
     """Serves until SIGTERM."""
-    with journal_of(folder, name).open("a", encoding="utf-8") as journal:
-        make_server(folder, name, journal).run("127.0.0.1:0", sec=sec)
+    address = f"127.0.0.1:{port}"
+    with journal_of(folder, name).open("a", encoding="utf-8") as file:
+        make_server(folder, name, Journal(file, address)).run(address, sec=sec, advertise=f"127.0.0.1:{front}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

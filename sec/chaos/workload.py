@@ -87,7 +87,8 @@ class Workload:
         await asyncio.gather(*self._observers, return_exceptions=True)
 
     async def _signal(self, saga_id: str, node: str) -> None:
-        if (await next(self._clients).get(saga_id, outputs=False))[node].state is NodeState.WAITING:
+        view = await next(self._clients).get(saga_id, outputs=False)
+        if any(each.node == node and each.state is NodeState.WAITING for each in view.nodes):  # a corrupt saga has no nodes
             await self.give(saga_id, Signal(NodePath(node), Payload.json({"ok": True})))
 
     async def _submit(self, planned: PlannedSaga) -> Answer:

@@ -1,4 +1,4 @@
-"""`sec chaos`: tries whether a cluster keeps its promises while its processes are killed and hung."""
+"""`sec chaos`: tries whether a cluster keeps its promises while its processes and its network are at fault."""
 
 import sys
 import time
@@ -6,15 +6,20 @@ from pathlib import Path
 
 import click
 
-KINDS = ("kill", "stop", "restart", "drain", "servers", "etcd")
+KINDS = (
+    *("kill", "stop", "restart", "drain", "lease", "failpoint", "servers"),
+    *("partition", "oneway", "delay", "reset", "repeat", "etcd"),
+)
 
 
 @click.group()
 def chaos() -> None:
-    """Tries whether a cluster keeps its promises while its processes are killed and hung."""
+    """Tries whether a cluster keeps its promises while its processes and its network are at fault."""
 
 
-def _kinds(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+def _kinds(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
     words = tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
     for word in words:
         if word not in KINDS:
@@ -30,13 +35,14 @@ def _kinds(context: click.Context, parameter: click.Parameter, value: str) -> tu
 @click.option("--nodes", default=3, show_default=True, type=click.IntRange(1, 9), help="How many SEC nodes.")
 @click.option(
     "--faults",
-    default="kill,stop,restart,drain,servers",
-    show_default=True,
     metavar="KINDS",
     callback=_kinds,
-    help="What is done, with commas: kill, stop, restart and drain of SEC nodes; servers: all but drain, of action servers; "
-    "etcd: kill and stop of members, only with a version that is sound. Empty: nothing.",
+    help="What is done, with commas. To SEC nodes: kill, stop, restart, drain, lease (it is revoked), failpoint (they die or hang at a "
+    "certain point). servers: kill, stop and restart of action servers. Between processes: partition, oneway, delay, reset. "
+    "repeat: dispatches come again, and late. etcd: kill, stop, restart and replacement of members. Empty: nothing.  "
+    "[default: all; etcd with 3 members or more, of a version that is sound]",
 )
+@click.option("--etcd", default=1, show_default=True, type=click.IntRange(1, 7), help="How many members of etcd.")
 @click.option("--rate", default=5.0, show_default=True, metavar="SAGAS/S", type=click.FloatRange(0.1, 200), help="Sagas submitted.")
 @click.option("--lease-ttl", default=5, show_default=True, metavar="SECONDS", type=click.IntRange(2, 600), help="As of `sec node`.")
 @click.option(
@@ -57,7 +63,8 @@ def run_(
     seed: int | None,
     duration: float,
     nodes: int,
-    faults: tuple[str, ...],
+    faults: tuple[str, ...] | None,
+    etcd: int,
     rate: float,
     lease_ttl: int,
     settle: float,
@@ -77,17 +84,22 @@ def run_(
 
     \b
     Examples:
-        sec chaos run --seed 7 --duration 60 --nodes 3
+        sec chaos run --seed 7 --duration 60 --nodes 3 --etcd 3
         sec chaos run --faults kill,servers --rate 20
     """
-    from sec.chaos.plan import FaultKind, Options
-    from sec.chaos.run import CannotRun, run
+    from sec.chaos.plan import ETCD_MEMBERS, FaultKind, Options
+    from sec.chaos.run import CannotRun, possible, run
 
     seed = int(time.time()) if seed is None else seed
     directory = directory or Path(time.strftime(f"sec-chaos-{seed}-%Y%m%d-%H%M%S"))
-    options = Options(seed, duration, nodes, tuple(FaultKind(word) for word in faults), rate, lease_ttl)
-    click.echo(f"Chaos for {duration:g} s with seed {seed}, in {directory} …")
     try:
+        kinds = possible(etcd, etcd_binary) if faults is None else tuple(FaultKind(word) for word in faults)
+        options = Options(seed, duration, nodes, etcd, kinds, rate, lease_ttl)
+        if faults is None and etcd >= ETCD_MEMBERS and FaultKind.ETCD not in kinds:
+            click.echo(
+                "Members of etcd are not killed: this version can lose what it acknowledged then. Name a sound one by --etcd-binary."
+            )
+        click.echo(f"Chaos for {duration:g} s with seed {seed}, in {directory} …")
         verdict = run(options, directory, settle_s=settle, etcd_binary=etcd_binary)
     except CannotRun as error:
         raise _CannotRun(str(error)) from error

@@ -98,6 +98,41 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     "--max-payload", default=256 * 1024, show_default=True, metavar="BYTES", help="Bound of params, outputs and constants."
 )
 @click.option(
+    "--max-active",
+    default=50_000,
+    show_default=True,
+    metavar="COUNT",
+    help="Active sagas that the node owns before it refuses submits. It still takes over those of others.",
+)
+@click.option(
+    "--max-submits",
+    default=2_000,
+    show_default=True,
+    metavar="COUNT",
+    help="Submits and commands in progress before it refuses more.",
+)
+@click.option(
+    "--max-reads",
+    default=5_000,
+    show_default=True,
+    metavar="COUNT",
+    help="Reads, waits and watches in progress before it refuses more.",
+)
+@click.option(
+    "--max-waiting",
+    default=64 * 1024 * 1024,
+    show_default=True,
+    metavar="BYTES",
+    help="Writes that wait for the store before it refuses submits and commands.",
+)
+@click.option(
+    "--max-calls",
+    default=5_000,
+    show_default=True,
+    metavar="COUNT",
+    help="Calls in progress at one action server. Sagas wait when there are more.",
+)
+@click.option(
     "--metrics-address", default="", metavar="HOST:PORT", help="Serve metrics for Prometheus there, over HTTP.  [default: nowhere]"
 )
 @click.option(
@@ -144,7 +179,7 @@ def node(**options: Any) -> None:
 
 def _config(options: dict[str, Any]) -> "NodeConfig":
     from sec.core.records import SecNodeName
-    from sec.node.settings import Limits, Settings
+    from sec.node.settings import Bounds, Limits, Settings
     from sec.run import NodeConfig
     from sec.store.etcd import EtcdConfig
 
@@ -166,6 +201,13 @@ def _config(options: dict[str, Any]) -> "NodeConfig":
         action_servers=options["action_servers"],
         revoke_on_refused=options["revoke_on_refused"],
         limits=Limits(payload_bytes=options["max_payload"]),
+        bounds=Bounds(
+            active=options["max_active"],
+            submits=options["max_submits"],
+            reads=options["max_reads"],
+            waiting_bytes=options["max_waiting"],
+            calls=options["max_calls"],
+        ),
     )
     etcd = EtcdConfig(
         tuple(e.strip() for e in options["etcd"].split(",") if e.strip()),

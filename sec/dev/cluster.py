@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +18,8 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health_pb2
 
-from sec.dev.etcd import EmbeddedEtcd, EtcdBinary, find_etcd
-from sec.dev.processes import free_ports, is_free, launch, log_tail, pace, pause, wait
+from sec.dev.etcd import EmbeddedEtcd, EtcdBinary, Front, direct, find_etcd
+from sec.dev.processes import free_ports, has_stopped, is_free, launch, log_tail, pace, pause, wait
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -80,6 +80,8 @@ class DevCluster:
     - `etcd_binary`, `etcd_size`, `unsafe_no_fsync`: of the embedded one, see `EmbeddedEtcd`.
     - `first_port`: the nodes listen on this port and those that follow; by default on free ones.
     - `lease_ttl_s`, `prefix` and `extra` (further arguments for each node, as of `sec node --help`) are the nodes' options.
+    - `environment`: further variables for each node.
+    - `front`: the ports at which nodes and members of the embedded etcd reach each other, where something stands between them.
 
     Raises `ValueError` for no nodes at all.
     """
@@ -97,6 +99,8 @@ class DevCluster:
         lease_ttl_s: int = 5,
         prefix: str = "/sec",
         extra: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        front: Front = direct,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         if nodes < 1:
@@ -106,12 +110,16 @@ class DevCluster:
         """The embedded etcd, to be killed and hung too; None with `etcd_endpoints`."""
         if not etcd_endpoints:
             binary = etcd_binary or find_etcd()
-            self.etcd = EmbeddedEtcd(directory / "etcd", size=etcd_size, binary=binary, unsafe_no_fsync=unsafe_no_fsync)
+            self.etcd = EmbeddedEtcd(
+                directory / "etcd", size=etcd_size, binary=binary, unsafe_no_fsync=unsafe_no_fsync, front=front
+            )
         self._etcd_endpoints = tuple(etcd_endpoints)
         self._ports_are_given = first_port is not None
         self._lease_ttl_s = lease_ttl_s
         self._prefix = prefix
         self._extra = tuple(extra)
+        self._environment = dict(environment or {})
+        self._front = front
         self._start_timeout_s = start_timeout_s
         self._logs = directory / "logs"
         self._nodes: dict[str, _Node] = {}
@@ -133,9 +141,14 @@ class DevCluster:
         return tuple(node.address for node in self._nodes.values())
 
     @property
+    def advertised(self) -> tuple[str, ...]:
+        """Where others reach the nodes: `addresses`, or what the `front` says."""
+        return tuple(self._advertised(node) for node in self._nodes.values())
+
+    @property
     def etcd_endpoints(self) -> tuple[str, ...]:
-        """The client URLs of etcd."""
-        return self._etcd_endpoints if self.etcd is None else self.etcd.endpoints
+        """The client URLs of etcd that the nodes are given."""
+        return self._etcd_endpoints if self.etcd is None else self.etcd.advertised
 
     def address(self, name: str) -> str:
         """Where this node serves. This and all that follow raise `KeyError` for a name that is not in the cluster."""
@@ -154,6 +167,11 @@ class DevCluster:
         """How this node ended, negative for a signal; None while it runs or when it was never started."""
         process = self._nodes[name].process
         return None if process is None else process.poll()
+
+    def hangs(self, name: str) -> bool:
+        """Whether this node has been stopped, by `pause` or by itself, and has not gone on since."""
+        process = self._nodes[name].process
+        return process is not None and has_stopped(process)
 
     # its life
 
@@ -225,6 +243,10 @@ class DevCluster:
         """SIGCONT."""
         self._nodes[name].send(signal.SIGCONT)
 
+    def send(self, name: str, signum: int) -> None:
+        """A signal to the node, when it runs."""
+        self._nodes[name].send(signum)
+
     def terminate(self, name: str) -> None:
         """SIGTERM, and waits for the node to hand its sagas over and to end. SIGKILL when it does not in 10 s."""
         wait(self._terminating([self._nodes[name]]))
@@ -281,6 +303,9 @@ class DevCluster:
                     raise
                 (error.node.port,) = free_ports(1)
 
+    def _advertised(self, node: _Node) -> str:
+        return f"127.0.0.1:{self._front(node.name, node.port)}"
+
     def _restarting(self, node: _Node) -> Iterator[None]:
         node.kill()
         self._launch(node)
@@ -294,6 +319,7 @@ class DevCluster:
             *("-m", "sec", "node"),
             f"--name={node.name}",
             f"--listen={node.address}",
+            f"--advertise={self._advertised(node)}",
             f"--etcd={','.join(self.etcd_endpoints)}",
             f"--prefix={self._prefix}",
             f"--lease-ttl={self._lease_ttl_s}",
@@ -302,7 +328,7 @@ class DevCluster:
         # Options meant for a node that the user runs himself are not meant for these.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SEC_NODE_")}
         node.log_start = node.log.stat().st_size if node.log.exists() else 0
-        node.process = launch(command, node.log, environment=environment)
+        node.process = launch(command, node.log, environment={**environment, **self._environment})
 
     def _until_serving(self, nodes: Collection[_Node]) -> Iterator[None]:
         deadline = time.monotonic() + self._start_timeout_s

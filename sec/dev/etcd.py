@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import http.client
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -15,10 +16,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sec.dev import processes
 from sec.store.etcd.versions import sound
@@ -28,8 +30,19 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 """From SIGTERM to SIGKILL."""
 PROBE_TIMEOUT_S = 0.5
+CHANGE_TIMEOUT_S = 10.0
+"""Of a change of the members, which waits for a majority of them."""
 PORT_ATTEMPTS = 8
 """How often a start is repeated when another process took a port between our choice and etcd's bind."""
+
+
+Front = Callable[[str, int], int]
+"""The port at which others reach what a process, by its name, listens on at a port. Always the same answer for the same process and port."""
+
+
+def direct(name: str, port: int) -> int:
+    """Nothing stands between a process and those that connect to it."""
+    return port
 
 
 class EtcdNotStarted(Exception):
@@ -97,6 +110,8 @@ class _Member:
     client_port: int = 0
     peer_port: int = 0
     health_port: int = 0
+    joins: bool = False
+    """It came to a cluster that was there: without data it asks the others."""
     process: subprocess.Popen[bytes] | None = None
     log_start: int = 0
     """Where the log of the present process begins."""
@@ -104,6 +119,10 @@ class _Member:
     @property
     def log(self) -> Path:
         return self.directory / "etcd.log"
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "data"
 
     @property
     def alive(self) -> bool:
@@ -133,12 +152,19 @@ class EmbeddedEtcd:
     """Of the client URLs: "https" needs the certificate in `extra`."""
     extra: Sequence[str] = ()
     start_timeout_s: float = START_TIMEOUT_S
+    front: Front = direct
+    """Where clients and the other members reach a member, which it knows by its name: "etcd-1" is the first."""
     _members: list[_Member] = field(default_factory=list)
 
     @property
     def endpoints(self) -> tuple[str, ...]:
         """The client URLs of all members, running or not."""
         return tuple(self.endpoint(member) for member in range(len(self._members)))
+
+    @property
+    def advertised(self) -> tuple[str, ...]:
+        """The client URLs of all members, as others reach them: `endpoints`, or what the `front` says."""
+        return tuple(f"{self.scheme}://127.0.0.1:{self._front(member, member.client_port)}" for member in self._members)
 
     def endpoint(self, member: int) -> str:
         return f"{self.scheme}://127.0.0.1:{self._members[member].client_port}"
@@ -203,6 +229,34 @@ class EmbeddedEtcd:
         """`restart` that does not block the event loop."""
         await processes.pace(self._restarting(member, wait))
 
+    async def terminate_async(self, member: int) -> None:
+        """SIGTERM to a member, SIGKILL after a while when it does not go."""
+        await processes.pace(self._stopping([self._members[member]]))
+
+    async def replace_async(self, member: int) -> None:
+        """Kills a member that has lost its data, has the others put a new one in its place, and starts that, without waiting for it.
+
+        Raises `EtcdNotStarted` when the others do not do that. It can be called again then: etcd changes its members only when those that are there
+        have been connected for 5 s.
+        """
+        lost = self._members[member]
+        _kill(lost)
+        shutil.rmtree(lost.data, ignore_errors=True)
+        others = [each for each in self._members if each is not lost]
+        peer_url = self._peer_url(lost)
+        for each in (await asyncio.to_thread(_ask, others, "list", {})).get("members", ()):
+            if peer_url in each["peerURLs"]:
+                await asyncio.to_thread(_ask, others, "remove", {"ID": each["ID"]})
+        await asyncio.to_thread(_ask, others, "add", {"peerURLs": [peer_url]})
+        lost.joins = True
+        self._launch(lost)
+
+    def _front(self, member: _Member, port: int) -> int:
+        return self.front(f"etcd-{self._members.index(member) + 1}", port)
+
+    def _peer_url(self, member: _Member) -> str:
+        return f"http://127.0.0.1:{self._front(member, member.peer_port)}"
+
     def _starting(self) -> Iterator[None]:
         if any(member.alive for member in self._members):
             raise EtcdNotStarted(f"The embedded etcd in {self.directory} runs already.")
@@ -239,21 +293,32 @@ class EmbeddedEtcd:
     def _until_healthy(self, members: Sequence[_Member]) -> Iterator[None]:
         deadline = time.monotonic() + self.start_timeout_s
         waiting = list(members)
-        while waiting:
-            for member in waiting:
-                if not member.alive:
-                    tail = processes.log_tail(member.log, member.log_start)
-                    error = _PortTaken if "address already in use" in tail else EtcdNotStarted
-                    raise error(f"etcd member {member.name} ended at its start. The end of {member.log}:\n{tail}")
-            waiting = [member for member in waiting if not _healthy(member.health_port)]
-            if waiting and time.monotonic() > deadline:
-                names = ", ".join(member.name for member in waiting)
-                raise EtcdNotStarted(
-                    f"etcd ({names}) is not healthy after {self.start_timeout_s:g} s. "
-                    f"The end of {waiting[0].log}:\n{processes.log_tail(waiting[0].log, waiting[0].log_start)}"
-                )
-            if waiting:
-                yield
+        # On threads: a member answers when it has heard from the others, and what is between them may need the event loop.
+        with ThreadPoolExecutor(len(members)) as threads:
+            asked = {member.name: threads.submit(_healthy, member.health_port) for member in members}
+            while waiting:
+                self._look_at(waiting, deadline)
+                for member in [each for each in waiting if asked[each.name].done()]:
+                    if asked[member.name].result():
+                        waiting.remove(member)
+                    else:
+                        asked[member.name] = threads.submit(_healthy, member.health_port)
+                if waiting:
+                    yield
+
+    def _look_at(self, waiting: Sequence[_Member], deadline: float) -> None:
+        """Raises `EtcdNotStarted` when one of them has ended, or the time is over."""
+        for member in waiting:
+            if not member.alive:
+                tail = processes.log_tail(member.log, member.log_start)
+                error = _PortTaken if "address already in use" in tail else EtcdNotStarted
+                raise error(f"etcd member {member.name} ended at its start. The end of {member.log}:\n{tail}")
+        if time.monotonic() > deadline:
+            names = ", ".join(member.name for member in waiting)
+            raise EtcdNotStarted(
+                f"etcd ({names}) is not healthy after {self.start_timeout_s:g} s. "
+                f"The end of {waiting[0].log}:\n{processes.log_tail(waiting[0].log, waiting[0].log_start)}"
+            )
 
     def _stopping(self, members: Sequence[_Member]) -> Iterator[None]:
         for member in members:
@@ -289,19 +354,18 @@ class EmbeddedEtcd:
 
     def _launch(self, member: _Member) -> None:
         client_url = f"{self.scheme}://127.0.0.1:{member.client_port}"
-        peer_url = f"http://127.0.0.1:{member.peer_port}"
         command = [
             str(self.binary.path),
             f"--name={member.name}",
-            f"--data-dir={member.directory / 'data'}",
+            f"--data-dir={member.data}",
             f"--listen-client-urls={client_url}",
             f"--advertise-client-urls={client_url}",
-            f"--listen-peer-urls={peer_url}",
-            f"--initial-advertise-peer-urls={peer_url}",
+            f"--listen-peer-urls=http://127.0.0.1:{member.peer_port}",
+            f"--initial-advertise-peer-urls={self._peer_url(member)}",
             f"--listen-metrics-urls=http://127.0.0.1:{member.health_port}",
-            "--initial-cluster=" + ",".join(f"{each.name}=http://127.0.0.1:{each.peer_port}" for each in self._members),
+            "--initial-cluster=" + ",".join(f"{each.name}={self._peer_url(each)}" for each in self._members),
             f"--initial-cluster-token={self.directory.name}",
-            "--initial-cluster-state=new",  # of no effect on a member that has data
+            f"--initial-cluster-state={'existing' if member.joins else 'new'}",  # of no effect on a member that has data
             f"--auto-compaction-retention={self.auto_compaction_retention}",
             "--log-level=warn",
             "--logger=zap",
@@ -321,6 +385,25 @@ def _kill(member: _Member) -> None:
     if member.process is not None:
         member.send(signal.SIGKILL)
         member.process.wait()
+
+
+def _ask(members: Sequence[_Member], what: str, body: Mapping[str, Any]) -> Any:
+    """Has one of these members do something to the cluster: "list", "add" or "remove". Raises `EtcdNotStarted`."""
+    refusals = []
+    for member in members:
+        connection = http.client.HTTPConnection("127.0.0.1", member.client_port, timeout=CHANGE_TIMEOUT_S)
+        try:
+            connection.request("POST", f"/v3/cluster/member/{what}", json.dumps(body))
+            answer = connection.getresponse()
+            told = answer.read()
+            if answer.status == 200:
+                return json.loads(told)
+            refusals.append(f"{member.name} says {told.decode(errors='replace')}")
+        except (OSError, http.client.HTTPException) as error:
+            refusals.append(f"{member.name}: {error}")
+        finally:
+            connection.close()
+    raise EtcdNotStarted(f"No member of etcd could {what} members. {' '.join(refusals)}")
 
 
 def _healthy(port: int) -> bool:

@@ -60,6 +60,13 @@ def pause(process: subprocess.Popen[bytes]) -> None:
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
+def has_stopped(process: subprocess.Popen[bytes]) -> bool:
+    """Whether the process has stopped by itself: whether it hangs since it sent itself SIGSTOP."""
+    if process.poll() is not None:
+        return False
+    return os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def free_ports(wanted: int) -> list[int]:
     """Ports of the loopback interface that nobody listens on now. Raises `NoFreePorts`."""
     candidates = iter(random.sample(range(FIRST_PORT, LAST_PORT), LAST_PORT - FIRST_PORT))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 from sec_model import Payload
-from sec_model.codec import payload_from_proto, payload_to_proto
-from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc
+from sec_model.codec import payload_from_proto
+from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc, common_pb2
 
 from sec.codec import fault_from_proto
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
@@ -76,32 +76,48 @@ Answer = Answered | Unanswered | StaleEpoch | NotOffered | Busy
 
 
 async def send(stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str, call: Call, max_output_bytes: int) -> Answer:
-    """Makes one call. Raises nothing but `asyncio.CancelledError`; `server` names the action server in errors."""
-    header = action_server_pb2.Call(
-        saga_id=call.saga_id,
-        saga_uid=call.saga_uid,
-        node=call.node,
-        action=call.action,
-        idempotency_key=call.idempotency_key,
-        epoch=call.epoch,
-        attempt=call.attempt,
-        sec_node=call.sec_node,
-    )
-    params = payload_to_proto(call.params)
-    inputs = {name: payload_to_proto(value) for name, value in call.inputs.items()}
+    """Makes one call by itself. Raises nothing but `asyncio.CancelledError`; `server` names the action server in errors."""
     try:
         if call.phase is Phase.DO:
-            do = action_server_pb2.DoRequest(call=header, params=params, inputs=inputs)
-            return _do_answer(await stub.Do(do, timeout=call.timeout_s), server, call, max_output_bytes)
-        output = None if call.output is None else payload_to_proto(call.output)
-        undo = action_server_pb2.UndoRequest(call=header, params=params, inputs=inputs, output=output)
-        response = await stub.Undo(undo, timeout=call.timeout_s)
-        return Answered(fault_from_proto(response.failure) if response.HasField("failure") else None)
+            do = action_server_pb2.DoRequest()
+            fill_request(do, call)
+            return do_answer(await stub.Do(do, timeout=call.timeout_s), server, call, max_output_bytes)
+        undo = action_server_pb2.UndoRequest()
+        fill_request(undo, call)
+        return undo_answer(await stub.Undo(undo, timeout=call.timeout_s))
     except grpc.aio.AioRpcError as error:
-        return _status_answer(error, server, call)
+        return status_answer(error.code(), error.details() or "", server, call)
 
 
-def _do_answer(response: action_server_pb2.DoResponse, server: str, call: Call, max_output_bytes: int) -> Answer:
+def fill_request(message: action_server_pb2.DoRequest | action_server_pb2.UndoRequest, call: Call) -> None:
+    """Writes a call into an empty message. In place: a message made of messages would copy each of them."""
+    header = message.call
+    header.saga_id = call.saga_id
+    header.saga_uid = call.saga_uid
+    header.node = call.node
+    header.action = call.action
+    header.idempotency_key = call.idempotency_key
+    header.epoch = call.epoch
+    header.attempt = call.attempt
+    header.sec_node = call.sec_node
+    _fill_payload(message.params, call.params)
+    for name, value in call.inputs.items():
+        _fill_payload(message.inputs[name], value)
+    if call.output is not None and isinstance(message, action_server_pb2.UndoRequest):
+        message.output.SetInParent()
+        _fill_payload(message.output, call.output)
+
+
+def _fill_payload(message: common_pb2.Payload, payload: Payload) -> None:
+    message.content_type = payload.content_type
+    message.data = payload.data
+
+
+def undo_answer(response: action_server_pb2.UndoResponse) -> Answer:
+    return Answered(fault_from_proto(response.failure) if response.HasField("failure") else None)
+
+
+def do_answer(response: action_server_pb2.DoResponse, server: str, call: Call, max_output_bytes: int) -> Answer:
     match response.WhichOneof("result"):
         case "output":
             size = len(response.output.data)
@@ -123,9 +139,8 @@ def _do_answer(response: action_server_pb2.DoResponse, server: str, call: Call, 
             )
 
 
-def _status_answer(error: grpc.aio.AioRpcError, server: str, call: Call) -> Answer:
-    status = error.code()
-    details = error.details() or ""
+def status_answer(status: grpc.StatusCode, details: str, server: str, call: Call) -> Answer:
+    """What it says that a call ended with a status."""
     if status is _STALE:
         return StaleEpoch(details)
     if status is _NOT_OFFERED:

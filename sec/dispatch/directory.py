@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from sec_model.schemas import ActionSchemas
 from sec_protos.v1 import coordinator_pb2
 
-from sec.dispatch.calls import Answer, Call, NotOffered
+from sec.dispatch.calls import Answer, Busy, Call, NotOffered
 from sec.dispatch.endpoint import Endpoint
 from sec.store.mirror import Change, Mirror
 
@@ -39,12 +39,19 @@ class Directory:
     """
 
     def __init__(
-        self, registrations: Mirror, configured: Iterable[str], credentials: grpc.ChannelCredentials | None, max_output_bytes: int
+        self,
+        registrations: Mirror,
+        configured: Iterable[str],
+        credentials: grpc.ChannelCredentials | None,
+        max_output_bytes: int,
+        max_calls: int,
     ) -> None:
+        """`max_calls`: in progress at one server; beyond them it counts as busy."""
         self.offered: frozenset[str] = frozenset()
         self.schemas: Mapping[str, tuple[ActionSchemas, ...]] = {}
         self._credentials = credentials
         self._max_output_bytes = max_output_bytes
+        self._max_calls = max_calls
         self._servers: dict[str, _Server] = {}
         self._by_action: dict[str, list[Endpoint]] = {}
         self._turns = itertools.count()
@@ -66,6 +73,8 @@ class Directory:
             endpoint = self._choose(call.action)
             if endpoint is None:
                 return NotOffered()
+            if endpoint.in_flight >= self._max_calls:
+                return Busy()
             answer = await endpoint.call(call)
             if not isinstance(answer, NotOffered):
                 return answer
@@ -74,6 +83,11 @@ class Directory:
         """Returns when some server can be called for this action."""
         while action not in self.offered:
             await asyncio.shield(self._changed)
+
+    @property
+    def calls(self) -> int:
+        """Calls in progress, of all servers."""
+        return sum(server.endpoint.in_flight for server in list(self._servers.values()))
 
     def servers(self) -> list[tuple[Endpoint, bool, Sequence[Registration]]]:
         """Each server with whether the configuration lists it, and its registrations."""

@@ -11,6 +11,7 @@ from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc
 
 from sec.dispatch.calls import Answer, Call, NotOffered, send
 from sec.dispatch.descriptions import Descriptions, OfferedAction
+from sec.dispatch.stream import MAX_BYTES, CallStream, payload_bytes
 
 HEALTH_SERVICE = "sec.v1.ActionServer"
 DESCRIBE_TIMEOUT_S = 5.0
@@ -45,6 +46,9 @@ class Endpoint:
         self.up = False
         self.actions: dict[str, OfferedAction] = {}
         self.in_flight = 0
+        self._batches = False
+        """The server takes calls by a stream of batches, as far as we know."""
+        self._stream: CallStream | None = None
         self._descriptions = Descriptions(address)
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,7 +67,7 @@ class Endpoint:
         self.in_flight += 1
         self._idle.clear()
         try:
-            answer = await send(self._stub, self.address, call, self._max_output_bytes)
+            answer = await self._make(call)
         finally:
             self.in_flight -= 1
             if not self.in_flight:
@@ -73,6 +77,15 @@ class Endpoint:
             self._ask_again.set()
             self._on_change()
         return answer
+
+    async def _make(self, call: Call) -> Answer:
+        if self._batches and payload_bytes(call) <= MAX_BYTES:
+            stream = self._stream
+            if stream is None or (stream.ended and stream.fit):
+                stream = self._stream = CallStream(self._stub, self.address, self._max_output_bytes)
+            if not stream.ended and (answer := await stream.call(call)) is not None:
+                return answer
+        return await send(self._stub, self.address, call, self._max_output_bytes)
 
     async def close_when_idle(self) -> None:
         """Ends the connection when the last call is done: an action server that unregistered still answers those it has."""
@@ -84,7 +97,14 @@ class Endpoint:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._set_up(False)
+        await self._end_stream()
         await self._channel.close()
+
+    async def _end_stream(self) -> None:
+        """The next call begins another one."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.close()
 
     async def _keep(self) -> None:
         pause_s = MIN_PAUSE_S
@@ -101,6 +121,7 @@ class Endpoint:
                     )
                     reported = True
             self._set_up(False)
+            await self._end_stream()
             await asyncio.sleep(pause_s)
             pause_s = min(MAX_PAUSE_S, pause_s * 2)
 
@@ -108,6 +129,7 @@ class Endpoint:
         answer = await self._stub.Describe(action_server_pb2.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S)
         self.server_name = answer.server_name
         self.actions = await self._descriptions.read(answer.actions)
+        self._batches = answer.batches
         self._ask_again.clear()
 
     async def _follow(self) -> None:

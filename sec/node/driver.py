@@ -30,6 +30,7 @@ from sec.core.errors import IllegalTransition
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 from sec.core.state import SagaState
 from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, StaleEpoch, Unanswered
+from sec.node import failpoints
 from sec.store.errors import Fenced
 from sec.store.kv import KvError
 from sec.store.sagas import SagaHead
@@ -216,9 +217,12 @@ class SagaDriver:
                 events, self._inbox = self._inbox[:count], self._inbox[count:]
                 ready = decide(self.state, events, self._host.offered, self._host.now_us())
                 if ready.records:
+                    failpoints.reach("before_commit")
                     await self._host.append(self, ready)
+                    failpoints.reach("after_commit")
                     for record in ready.records:
                         self.state.apply(record)
+                    failpoints.reach("after_apply")
                 self._forget_answered(events)
                 self.run_effects(ready)
                 if self.state.course.ended:
@@ -333,7 +337,9 @@ class SagaDriver:
                 return  # the session is as good as lost, and whoever looks after it closes this driver
             in_flight.stage = _Stage.CALLING
             began = loop.time()
+            failpoints.reach("before_call")
             answer = await self._host.call(self._in_time(call, dispatch))
+            failpoints.reach("after_call")
             if self.closed:
                 return
             if not isinstance(answer, NotOffered | Busy):

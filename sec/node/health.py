@@ -1,4 +1,4 @@
-"""Whether an SEC node does what it has accepted: a node that holds a session and takes sagas, and does not bring them forward, is not well.
+"""How an SEC node is, and whether it does what it has accepted: a node that holds a session and takes sagas, and does not bring them forward, is not well.
 
 It is judged by ages, and not by events: how long the oldest step of a saga has waited to be decided and written, how long the oldest write
 has waited for its turn, and how late the event loop is.
@@ -7,6 +7,8 @@ has waited for its turn, and how late the event loop is.
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
 
 from sec.core.records import SecNodeName
 from sec.node.driver import SagaDriver
@@ -15,6 +17,36 @@ from sec.store.commit import GroupCommit
 _log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+
+
+class Condition(Enum):
+    """How an SEC node is, in one word. What is worse comes first."""
+
+    STOPPING = "stopping"
+    DRAINED = "drained"
+    STORE_UNREACHABLE = "store_unreachable"
+    STORE_WITHOUT_QUORUM = "store_without_quorum"
+    STORE_FULL = "store_full"
+    WITHOUT_SESSION = "without_session"
+    STALLED = "stalled"
+    """What it has accepted does not come forward."""
+    STORE_SLOW = "store_slow"
+    OVERLOADED = "overloaded"
+    """It brings forward what it has, and refuses what is new."""
+    WELL = "well"
+
+    @property
+    def serving(self) -> bool:
+        """It holds a session, takes sagas, and brings them forward."""
+        return self in (Condition.STORE_SLOW, Condition.OVERLOADED, Condition.WELL)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How an SEC node is, and why, as sentences; these are empty when it is well."""
+
+    condition: Condition
+    trouble: str = ""
 
 
 class Progress:

@@ -13,8 +13,8 @@ from typing import Any
 from sec.core.records import SagaId, SecNodeName
 from sec.store.election import Election, Leadership
 from sec.store.keys import Keys, last_segment
-from sec.store.kv import Get, Kv, KvError, prefix_end
-from sec.store.reads import read_together
+from sec.store.kv import Kv, KvError
+from sec.store.reads import keys_under
 from sec.store.session import Session, SessionLost
 
 _log = logging.getLogger(__name__)
@@ -80,9 +80,6 @@ class Leader:
 
     async def unowned(self) -> set[SagaId]:
         """The active sagas without an owner, read from the store at one revision."""
-        actives, owners = self._keys.actives, self._keys.owners
-        gets = [Get(prefix, prefix_end(prefix), keys_only=True) for prefix in (actives, owners)]
-        active, owned = (
-            {SagaId(last_segment(item.key)) for item in answer.items} for answer in await read_together(self._kv, gets)
-        )
-        return active - owned
+        active, revision = await keys_under(self._kv, self._keys.actives)
+        owned, _ = await keys_under(self._kv, self._keys.owners, revision)
+        return {SagaId(last_segment(key)) for key in active} - {SagaId(last_segment(key)) for key in owned}

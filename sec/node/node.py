@@ -18,13 +18,15 @@ from sec import __version__
 from sec.core.records import SecNodeName
 from sec.dispatch.directory import Directory
 from sec.node.definition_sweep import DefinitionSweep
-from sec.node.health import Progress
+from sec.node.door import Door
+from sec.node.health import Condition, Health, Progress
 from sec.node.leader import Leader
 from sec.node.owner import Owner, wall_clock_us
 from sec.node.peers import Peers
 from sec.node.rebalance import OwnedCounts, Rebalance
 from sec.node.retention import Retention
 from sec.node.settings import Settings
+from sec.node.store_probe import StoreProbe
 from sec.node.sweep import Sweep
 from sec.store.commit import GroupCommit
 from sec.store.definitions import DefinitionStore
@@ -74,7 +76,13 @@ class SecNode:
         self.directory = (
             directory(self.registrations)
             if directory is not None
-            else Directory(self.registrations, settings.action_servers, action_server_credentials, settings.limits.payload_bytes)
+            else Directory(
+                self.registrations,
+                settings.action_servers,
+                action_server_credentials,
+                settings.limits.payload_bytes,
+                settings.bounds.calls,
+            )
         )
         self.counts = OwnedCounts(self.keys, self.live)
         self.owner = Owner(settings, self.keys, self.sagas, self.definitions, self.directory, self.live, rng, self.counts, clock_us)
@@ -102,6 +110,8 @@ class SecNode:
         self.leader = Leader(kv, self.keys, settings.name, self.owner.claim_now, settings.sweep_interval_s, duties)
         self.sweep = Sweep(kv, self.keys, self.live, self.owner, settings.sweep_interval_s)
         self.progress = Progress(settings.name, self.owner.drivers_now, self.commits, settings.stall_limit_s)
+        self.store_probe = StoreProbe(settings.name, kv, self.keys.node(settings.name), self.commits, settings.store_timeout_s)
+        self.door = Door(settings.name, settings.bounds, self._active, self.commits)
         self.peers = Peers(kv, self.keys, self.nodes, settings.name, lambda: self.lease, peer_credentials)
         self.address = settings.advertised
         """Where clients and the other SEC nodes reach it. The server says so when it has chosen the port itself."""
@@ -128,18 +138,35 @@ class SecNode:
     @property
     def serving(self) -> bool:
         """It holds a session, takes sagas, and brings them forward."""
-        return not self.trouble
+        return self.health.condition.serving
 
     @property
-    def trouble(self) -> str:
-        """Why it does not serve, as sentences; empty when it does."""
+    def health(self) -> Health:
+        """How it is now."""
+        store = self.store_probe
         if self.stopping:
-            return "It is about to stop."
+            return Health(Condition.STOPPING, "It is about to stop.")
         if self.draining:
-            return "It is drained."
+            return Health(Condition.DRAINED, "It is drained.")
+        if not store.condition.serving:
+            return Health(store.condition, store.trouble)
         if not self.owner.may_dispatch():
-            return "It holds no session: etcd does not answer in time, or another SEC node has its name."
-        return self.progress.trouble
+            return Health(
+                Condition.WITHOUT_SESSION, "It holds no session: etcd does not answer in time, or another SEC node has its name."
+            )
+        if self.progress.trouble:
+            return Health(Condition.STALLED, " ".join(filter(None, (self.progress.trouble, store.trouble))))
+        if store.condition is not Condition.WELL:
+            return Health(store.condition, store.trouble)
+        if overload := self.door.overload:
+            return Health(Condition.OVERLOADED, overload)
+        return Health(Condition.WELL)
+
+    def _active(self) -> int:
+        """How many active sagas it owns. A node that takes none leaves what is submitted to the others: then what the least of these owns."""
+        if self.owner.may_dispatch() or not (others := self.claimers()):
+            return len(self.owner.drivers) + len(self.owner.unreadable)
+        return min(self.counts.of(node) for node in others)
 
     def stop(self) -> None:
         """Lets `run` hand everything over and return."""
@@ -160,6 +187,7 @@ class SecNode:
                 if self.settings.revoke_on_refused:
                     duties.append(group.create_task(self.peers.run(), name="peers"))
                 duties.append(group.create_task(self.progress.run(), name="progress"))
+                duties.append(group.create_task(self.store_probe.run(), name="store probe"))
                 duties.append(group.create_task(self.sweep.run(), name="sweep"))
                 await self._take_part(mirrors)
                 for duty in duties:
@@ -235,26 +263,34 @@ class SecNode:
 
     async def _announce(self, session: Session, *, fresh: bool) -> bool:
         """Writes who we are, under the session. With `fresh` it answers False when the name is taken."""
-        info = coordinator_pb2.SecNode(
+        key = self.keys.node(self.settings.name)
+        txn = Txn([absent(key)] if fresh else [], [Put(key, self._info().SerializeToString(), session.lease)])
+        return (await self.kv.txn(txn, timeout_s=session.remaining_s())).succeeded
+
+    def _info(self) -> coordinator_pb2.SecNode:
+        return coordinator_pb2.SecNode(
             name=self.settings.name,
             address=self.address,
             version=__version__,
             draining=self.draining,
             started_us=self._started_us,
         )
-        key = self.keys.node(self.settings.name)
-        txn = Txn([absent(key)] if fresh else [], [Put(key, info.SerializeToString(), session.lease)])
-        return (await self.kv.txn(txn, timeout_s=session.remaining_s())).succeeded
 
     def known_nodes(self) -> list[coordinator_pb2.SecNode]:
-        """The SEC nodes that hold a session, by name, with the number of sagas that each owns."""
+        """The SEC nodes that hold a session, and this one, by name, with the number of sagas that each owns."""
+        own_key = self.keys.node(self.settings.name)
+        found = {key: item.value for key, item in self.nodes.items.items()} | {
+            own_key: self._info().SerializeToString()  # also when it has lost its session: then above all it has to say how it is
+        }
         nodes = []
-        for _, item in sorted(self.nodes.items.items()):
-            node = coordinator_pb2.SecNode.FromString(item.value)
+        for _, value in sorted(found.items()):
+            node = coordinator_pb2.SecNode.FromString(value)
             node.draining = node.draining or self.keys.drain(SecNodeName(node.name)) in self.drains.items
             node.owned_sagas = self.counts.of(SecNodeName(node.name))
             if node.name == self.settings.name:
-                node.trouble = self.trouble
+                health = self.health
+                node.trouble = health.trouble
+                node.condition = coordinator_pb2.SecNodeCondition.Value(f"SEC_NODE_CONDITION_{health.condition.name}")
             nodes.append(node)
         return nodes
 
@@ -268,7 +304,7 @@ class SecNode:
     def claimers(self) -> list[SecNodeName]:
         """The SEC nodes that take sagas now."""
         claimers = []
-        for key, item in self.nodes.items.items():
+        for key, item in list(self.nodes.items.items()):  # a copy: metrics are read on another thread
             name = SecNodeName(last_segment(key))
             try:
                 draining = coordinator_pb2.SecNode.FromString(item.value).draining

@@ -7,9 +7,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-from sec_model import Graph
+from sec_model import Graph, Payload
 from sec_model.commands import Signal
 
 from sec.core.decide import AnswerMissing, Begin, DoAnswered, Event, Ordered, Ready, TakenOver, UndoAnswered, decide
@@ -19,6 +21,7 @@ from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
 from sec.dispatch.calls import Answer, Call
 from sec.dispatch.directory import Directory
+from sec.node import failpoints
 from sec.node.claims import Claims
 from sec.node.driver import SagaDriver
 from sec.node.orders import MAX_PER_STEP, Orders, read_orders
@@ -72,6 +75,8 @@ class Owner:
         self._session: Session | None = None
         self._nodes: Iterable[SecNodeName] = ()
         self._notes: set[asyncio.Task[None]] = set()
+        self._coming: Counter[SagaId] = Counter()
+        """Sagas that are being submitted, started or claimed here: the store may name us as their owner before we know."""
         self._orders = Orders(keys, live, self.deliver)
         self._claims = Claims(
             settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s, counts.below_the_mean
@@ -137,9 +142,8 @@ class Owner:
     def lacks_driver(self, saga_id: SagaId, owner: KeyValue) -> bool:
         """Whether a saga, by its owner key, is ours under the present session, and nothing is done with it."""
         session = self._session
-        return (
-            session is not None and owner.lease == session.lease and saga_id not in self.drivers and saga_id not in self.unreadable
-        )
+        ours = session is not None and owner.lease == session.lease
+        return ours and not any(saga_id in known for known in (self.drivers, self.unreadable, self._coming))
 
     async def release(self, sagas: Sequence[tuple[SagaId, Epoch]]) -> None:
         """Lets others claim sagas that are ours and have no driver."""
@@ -216,13 +220,15 @@ class Owner:
             ready = first or Ready((), (), state.course, (), state.controls)
             summary = summary_of(head, ready.course, ready.mishaps, controls=ready.controls, now_us=self._clock_us())
             try:
-                submitted = await write(records + ready.records, summary, Ownership(self._settings.name, session.lease))
+                with self._taking_on([head.saga_id]):
+                    failpoints.reach("before_submit")
+                    submitted = await write(records + ready.records, summary, Ownership(self._settings.name, session.lease))
+                    failpoints.reach("after_submit")
+                    if submitted.epoch is not None:
+                        self._adopt(session, head, state, submitted.epoch, first, orders)
+                    return submitted
             except LeaseNotFound:
                 _log.debug("The session is gone, of which we will hear soon: somebody else runs the saga.")
-            else:
-                if submitted.epoch is not None:
-                    self._adopt(session, head, state, submitted.epoch, first, orders)
-                return submitted
         return await write(records, summary_of(head, state.course, ()), None)
 
     def _first_step(self, state: SagaState, orders: Sequence[Ordered]) -> Ready | None:
@@ -256,16 +262,31 @@ class Owner:
         wanted = [s for s in saga_ids if s not in self.drivers and s not in self.unreadable]
         if session is None or not wanted:
             return 0
-        try:
-            claimed = await self._sagas.claim(wanted, Ownership(self._settings.name, session.lease), self._give_up(session))
-        except KvError as error:
-            _log.warning("Could not claim %d sagas; the sweep will see to them: %s", len(wanted), error)
-            return 0
-        for one in claimed.values():
-            await self._take_over(session, one)
+        with self._taking_on(wanted):
+            failpoints.reach("before_claim")
+            try:
+                claimed = await self._sagas.claim(wanted, Ownership(self._settings.name, session.lease), self._give_up(session))
+            except KvError as error:
+                _log.warning("Could not claim %d sagas; the sweep will see to them: %s", len(wanted), error)
+                return 0
+            failpoints.reach("after_claim")
+            for one in claimed.values():
+                await self._take_over(session, one)
         if claimed:
             _log.info('SEC node "%s" took over %d sagas.', self._settings.name, len(claimed))
         return sum(one.saga.log_bytes for one in claimed.values())
+
+    @contextmanager
+    def _taking_on(self, saga_ids: Sequence[SagaId]) -> Iterator[None]:
+        """While their owner keys are written, read back and made drivers of. Without it the sweep would give them up in the middle."""
+        self._coming.update(saga_ids)
+        try:
+            yield
+        finally:
+            for saga_id in saga_ids:
+                self._coming[saga_id] -= 1
+                if not self._coming[saga_id]:
+                    del self._coming[saga_id]
 
     async def _take_over(self, session: Session, claimed: Claimed) -> None:
         head = claimed.saga.head
@@ -442,10 +463,10 @@ def _start_requested(head: SagaHead, now_us: int) -> StartRequested:
 
 def _payload_bytes(event: Event) -> int:
     match event:
+        case DoAnswered(_, Payload(data=data)):
+            return len(data)
         case DoAnswered(_, Fault(data=data)) | UndoAnswered(_, Fault(data=data)) | AnswerMissing(error=Fault(data=data)):
             return 16_384 + (len(data.data) if data is not None else 0)
-        case DoAnswered(_, result) if not isinstance(result, Fault):
-            return len(result.data)
         case Ordered(command=Signal(data=data)):
             return 2 * len(data.data)  # in the command and in the output
         case _:

@@ -40,6 +40,35 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most that a node holds at once, so that its memory is bounded whatever comes. Beyond them it refuses what is new (`sec.node.door`)."""
+
+    active: int = 50_000
+    """Active sagas that it owns. A takeover may go beyond it."""
+    submits: int = 2_000
+    """Submits, starts, commands and deletions in progress."""
+    reads: int = 5_000
+    """Reads, waits and watches in progress."""
+    waiting_bytes: int = 64 * 1024 * 1024
+    """Bytes of writes that wait for their turn at the store."""
+    calls: int = 5_000
+    """Calls of one action server in progress. What is beyond waits with its saga."""
+
+    def problems(self) -> list[str]:
+        return [
+            f"The bound of {what} is {value}; it must be at least 1."
+            for what, value in (
+                ("active sagas", self.active),
+                ("submits in progress", self.submits),
+                ("reads in progress", self.reads),
+                ("bytes that wait to be written", self.waiting_bytes),
+                ("calls of an action server", self.calls),
+            )
+            if value < 1
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What an SEC node needs to know. Times are in seconds."""
 
@@ -72,6 +101,7 @@ class Settings:
     action_servers: tuple[str, ...] = ()
     """Addresses of action servers that do not register themselves."""
     limits: Limits = field(default_factory=Limits)
+    bounds: Bounds = field(default_factory=Bounds)
 
     @property
     def advertised(self) -> str:
@@ -79,7 +109,7 @@ class Settings:
 
     def check(self) -> None:
         """Raises `InvalidSettings` with everything that is wrong."""
-        problems = self.limits.problems()
+        problems = self.limits.problems() + self.bounds.problems()
         if not self.name or "/" in self.name or len(self.name) > 128:
             problems.append(f'The node name "{self.name}" is not valid: 1 to 128 characters without "/".')
         if not self.prefix.startswith("/") or self.prefix.endswith("/"):

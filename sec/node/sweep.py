@@ -28,6 +28,10 @@ AT_ONCE = 200
 """Drivers that are looked at in one turn of the event loop."""
 
 
+OWNERS_AT_ONCE = 1_000
+"""Owner keys."""
+
+
 class Sweep:
     """Looks after the sagas of one owner. What was seen by two looks, one after the other, was missed: events had time to come in between."""
 
@@ -91,12 +95,14 @@ class Sweep:
         return SagaId(command[len(self._keys.commands) :].partition(b"/")[0].decode())
 
     async def _look_at_ownership(self) -> None:
-        before = self._undriven
-        self._undriven = {
-            (saga_id, Epoch(item.create_revision))
-            for key, item in self._live.items.items()
-            if key.startswith(self._keys.owners) and self._owner.lacks_driver(saga_id := SagaId(last_segment(key)), item)
-        }
+        before, self._undriven = self._undriven, set()
+        owners = self._keys.owners
+        for number, key in enumerate([key for key in self._live.items if key.startswith(owners)]):
+            saga_id, item = SagaId(last_segment(key)), self._live.items.get(key)
+            if item is not None and self._owner.lacks_driver(saga_id, item):
+                self._undriven.add((saga_id, Epoch(item.create_revision)))
+            if number % OWNERS_AT_ONCE == OWNERS_AT_ONCE - 1:
+                await asyncio.sleep(0)
         missed = self._undriven & before
         if missed:
             _log.warning("%d sagas are owned by this node, which does not drive them; giving them up, to be claimed.", len(missed))

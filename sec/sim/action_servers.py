@@ -44,7 +44,7 @@ class SimDirectory(Directory):
     """The directory of one SEC node: every action is offered, unless nothing is."""
 
     def __init__(self, registrations: Mirror, world: "World", name: str) -> None:
-        super().__init__(registrations, (), None, 0)
+        super().__init__(registrations, (), None, max_output_bytes=0, max_calls=0)
         self._world = world
         self._name = SecNodeName(name)
         self._actions = frozenset(name for saga in world.sagas.values() for name in saga.graph.action_names())

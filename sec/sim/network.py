@@ -19,6 +19,7 @@ from sec.store.kv import (
     KvUnavailable,
     LeaseId,
     Revision,
+    Status,
     Txn,
     TxnResult,
     Watch,
@@ -113,8 +114,11 @@ class SimKv:
     async def lease_revoke(self, lease: LeaseId, *, timeout_s: float | None = None) -> None:
         await self._call(f"revoke the lease {lease:x}", lambda: self._etcd.lease_revoke(lease), timeout_s, write=True)
 
-    async def server_version(self) -> str:
-        return self._etcd.version
+    async def status(self, *, timeout_s: float | None = None) -> Status:
+        try:
+            return await self._call("ask for the status", self._etcd.status, timeout_s)
+        except Indeterminate as error:
+            raise KvUnavailable(str(error)) from None
 
     async def aclose(self) -> None:
         self.break_watches()

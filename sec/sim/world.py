@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from sec_model import Payload
+from sec_model.codec import definition_bytes
 from sec_model.commands import Command, MarkUndone, Resume, Signal, SkipUndo
 from sec_model.commands_codec import command_to_proto
 from sec_model.graph import Graph
@@ -107,6 +108,7 @@ class World:
         self.processes: list[SimProcess] = []
         self.members: dict[str, Member] = {}
         self.sagas = {saga.name: Saga(saga) for saga in plan.sagas}
+        self.weather = plan.weather
         self.servers = ActionServers(self.loop, Random(f"servers {plan.seed}"), plan.weather)
         self.skew_us = {name: self.rng.randrange(-500_000, 500_000) for name in plan.nodes}
         self._starts = 0
@@ -131,7 +133,7 @@ class World:
     def _committed(self, batch: WatchBatch) -> None:
         """Something has become durable."""
         try:
-            logs = [e for e in batch.events if e.item.key.startswith(self._logs)]
+            logs = [e for e in batch.events if e.item.key.startswith(self.keys.logs)]
             for event in logs:
                 self._log_changed(event)
             for event in batch.events:
@@ -144,7 +146,7 @@ class World:
             self.violate(str(error))
 
     def _log_changed(self, event: Event) -> None:
-        saga_name, _, sequence = event.item.key[len(self._logs) :].decode().partition("/")
+        saga_name, _, sequence = event.item.key[len(self.keys.logs) :].decode().partition("/")
         saga = self.sagas[saga_name]
         if event.kind is EventKind.DELETE:
             self.require(saga.state.course.ended, f"8: a part of the log of {saga_name} is gone")
@@ -206,7 +208,7 @@ class World:
         self._starts += 1
         process = SimProcess(name)
         self.processes.append(process)
-        link = Link(self.loop, Random(f"{name} {self._starts} {self.plan.seed}"), self.plan.weather)
+        link = Link(self.loop, Random(f"{name} {self._starts} {self.plan.seed}"), self.weather)
         settings = Settings(
             SecNodeName(name),
             lease_ttl_s=LEASE_TTL_S,
@@ -325,7 +327,6 @@ class World:
     # the script
 
     def run(self) -> Result:
-        self._logs = self.keys.log(SagaId("x"))[:-2]
         everything = self.keys.saga(SagaId("x"))[: -len("saga/x")]
         self.etcd.attach(Watcher(everything, prefix_end(everything), True, self._committed), None)
         script = self.loop.start(None, self._script())
@@ -383,11 +384,11 @@ class World:
 
     def _heal(self) -> None:
         self.note("etc", "all is healed")
-        self.servers.weather = Weather()
+        self.weather = self.servers.weather = Weather()
         self.servers.offer(True)
         for name, member in list(self.members.items()):
             member.armed.clear()
-            member.link.weather = Weather()
+            member.link.weather = self.weather
             member.link.slowness, member.link.lose_answers, member.link.lose_writes = 1.0, 0, 0
             if member.process.dead:
                 self.start_member(name)
@@ -445,7 +446,7 @@ class World:
 
     async def _submit(self, member: Member, saga: Saga, *, start: bool) -> bool:
         node, plan = member.node, saga.plan
-        digest = await node.definitions.put(plan.definition, saga.graph)
+        digest = await node.definitions.put(definition_bytes(plan.definition), saga.graph)
         self._uids += 1
         head = SagaHead(saga.id, f"uid{self._uids}", plan.definition.name, digest, _NO_PARAMS, {}, 0, plan.deadline)
         try:

@@ -35,12 +35,15 @@ class GroupCommit:
         self._kv = kv
         self._timeout_s = timeout_s
         self._waiting: deque[_Waiting] = deque()
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._in_flight: dict[asyncio.Task[None], float] = {}
+        self._last_took_s, self._last_ended = 0.0, 0.0
         self._fill_scheduled = False
         self.sent = 0
         """Transactions of sagas that were sent, since the start."""
         self.transactions = 0
         """Those that carried them."""
+        self.waiting_bytes = 0
+        """About how large the transactions are that wait for a place."""
 
     @property
     def depth(self) -> int:
@@ -52,6 +55,12 @@ class GroupCommit:
         """Since when the first of them has waited, by the event loop's clock; None when there is none."""
         return self._waiting[0].since if self._waiting else None
 
+    def slowest_s(self, now: float, within_s: float) -> float:
+        """How long the store takes at the moment: the age of the oldest transaction in flight, or what the last one took, if that ended less than
+        `within_s` ago. `now` is by the event loop's clock."""
+        ages = [now - began for began in list(self._in_flight.values())]  # a copy: metrics are read on another thread
+        return max([*ages, self._last_took_s if now - self._last_ended < within_s else 0.0])
+
     async def commit(self, saga_id: str, txn: Txn) -> TxnResult:
         """Carries out a transaction on keys of one saga. Its `revision` is that of the whole bundle.
 
@@ -61,7 +70,9 @@ class GroupCommit:
         assert ops <= MAX_OPS_PER_SAGA
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[TxnResult] = loop.create_future()
-        self._waiting.append(_Waiting(saga_id, txn, _size(txn), ops, loop.time(), answer))
+        size = _size(txn)
+        self._waiting.append(_Waiting(saga_id, txn, size, ops, loop.time(), answer))
+        self.waiting_bytes += size
         self._schedule()
         return await answer
 
@@ -95,14 +106,17 @@ class GroupCommit:
                 bundle[waiting.saga_id] = waiting
                 size += waiting.size
         self._waiting.extendleft(reversed(put_back))
+        self.waiting_bytes -= size
         if bundle:
-            task = asyncio.get_running_loop().create_task(self._run(list(bundle.values())))
-            self._in_flight.add(task)
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(self._run(list(bundle.values())))
+            self._in_flight[task] = loop.time()
             task.add_done_callback(self._landed)
         self._schedule()
 
     def _landed(self, task: "asyncio.Task[None]") -> None:
-        self._in_flight.discard(task)
+        self._last_ended = asyncio.get_running_loop().time()
+        self._last_took_s = self._last_ended - self._in_flight.pop(task)
         self._schedule()
 
     async def _run(self, bundle: list[_Waiting]) -> None:

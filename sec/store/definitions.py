@@ -2,8 +2,8 @@
 
 from collections import OrderedDict
 
-from sec_model import Definition, Graph, compile_graph
-from sec_model.codec import definition_bytes, definition_from_proto, definition_hash
+from sec_model import Graph, compile_graph
+from sec_model.codec import definition_from_proto, definition_hash
 from sec_protos.v1 import definition_pb2
 
 from sec.core.errors import CorruptLog
@@ -11,7 +11,8 @@ from sec.store.keys import Keys
 from sec.store.kv import Get, Kv, Put, Txn, absent
 
 MAX_CACHED = 1_000
-"""Graphs kept; those of sagas that run are held by these anyway."""
+MAX_CACHED_NODES = 500_000
+"""Graphs kept, and their nodes in all; those of sagas that run are held by these anyway."""
 
 
 class DefinitionStore:
@@ -21,11 +22,11 @@ class DefinitionStore:
         self._kv = kv
         self._keys = keys
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
+        self._nodes = 0
 
-    async def put(self, definition: Definition, graph: Graph) -> str:
-        """Stores a checked definition unless it is there; returns its hash. Doing it twice is harmless, so a lost answer is too:
+    async def put(self, data: bytes, graph: Graph) -> str:
+        """Stores a checked definition, by its canonical bytes, unless it is there; returns its hash. Doing it twice is harmless, so a lost answer is too:
         raises `KvError` of any kind, and the caller may try again."""
-        data = definition_bytes(definition)
         digest = definition_hash(data)
         if digest not in self._graphs:
             key = self._keys.definition(digest)
@@ -66,9 +67,12 @@ class DefinitionStore:
 
     def forget(self, digest: str) -> None:
         """Drops a definition from the cache: the store turned out not to have it."""
-        self._graphs.pop(digest, None)
+        graph = self._graphs.pop(digest, None)
+        self._nodes -= 0 if graph is None else len(graph.nodes)
 
     def _remember(self, digest: str, graph: Graph) -> None:
+        self.forget(digest)
         self._graphs[digest] = graph
-        while len(self._graphs) > MAX_CACHED:
-            self._graphs.popitem(last=False)
+        self._nodes += len(graph.nodes)
+        while len(self._graphs) > MAX_CACHED or self._nodes > MAX_CACHED_NODES:
+            self.forget(next(iter(self._graphs)))

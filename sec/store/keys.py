@@ -21,13 +21,14 @@ saga that ended: a transaction's changes arrive together.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from sec.core.records import SagaId, SecNodeName
 
 LAYOUT_VERSION = "v1"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Keys:
     """The keys of one cluster. `prefix` is configurable, so that several clusters can share an etcd."""
 
@@ -39,32 +40,32 @@ class Keys:
     def _shard(self, rest: str) -> bytes:
         return f"{self.prefix}/{LAYOUT_VERSION}/00/{rest}".encode()
 
-    @property
+    @cached_property
     def nodes(self) -> bytes:
         return self._cluster("node/")
 
     def node(self, name: SecNodeName) -> bytes:
         return self.nodes + name.encode()
 
-    @property
+    @cached_property
     def election(self) -> bytes:
         return self._cluster("leader/")
 
-    @property
+    @cached_property
     def drains(self) -> bytes:
         return self._cluster("drain/")
 
     def drain(self, name: SecNodeName) -> bytes:
         return self.drains + name.encode()
 
-    @property
+    @cached_property
     def wishes(self) -> bytes:
         return self._cluster("wish/")
 
     def wish(self, name: SecNodeName) -> bytes:
         return self.wishes + name.encode()
 
-    @property
+    @cached_property
     def servers(self) -> bytes:
         return self._cluster("server/")
 
@@ -77,36 +78,49 @@ class Keys:
     def retired(self, definition_hash: str) -> bytes:
         return self._shard(f"retired/{definition_hash}")
 
+    @cached_property
+    def _heads(self) -> bytes:
+        return self._shard("saga/")
+
+    @cached_property
+    def _logs(self) -> bytes:
+        return self._shard("log/")
+
     def saga(self, saga_id: SagaId) -> bytes:
-        return self._shard(f"saga/{saga_id}")
+        return self._heads + saga_id.encode()
+
+    @cached_property
+    def logs(self) -> bytes:
+        """The prefix of all logs."""
+        return self._shard("log/")
 
     def log(self, saga_id: SagaId) -> bytes:
         """The prefix of a saga's log."""
-        return self._shard(f"log/{saga_id}/")
+        return self.logs + saga_id.encode() + b"/"
 
     def log_batch(self, saga_id: SagaId, first_sequence: int) -> bytes:
-        return self.log(saga_id) + f"{first_sequence:016x}".encode()
+        return self.log(saga_id) + b"%016x" % first_sequence
 
-    @property
+    @cached_property
     def live(self) -> bytes:
         """The prefix of `active` and `owner`."""
         return self._shard("live/")
 
-    @property
+    @cached_property
     def actives(self) -> bytes:
         return self._shard("live/active/")
 
     def active(self, saga_id: SagaId) -> bytes:
         return self.actives + saga_id.encode()
 
-    @property
+    @cached_property
     def owners(self) -> bytes:
         return self._shard("live/owner/")
 
     def owner(self, saga_id: SagaId) -> bytes:
         return self.owners + saga_id.encode()
 
-    @property
+    @cached_property
     def commands(self) -> bytes:
         return self._shard("live/command/")
 
@@ -117,14 +131,14 @@ class Keys:
     def command(self, saga_id: SagaId, command_id: str) -> bytes:
         return self.commands_of(saga_id) + command_id.encode()
 
-    @property
+    @cached_property
     def createds(self) -> bytes:
         return self._shard("created/")
 
     def created(self, saga_id: SagaId) -> bytes:
         return self.createds + saga_id.encode()
 
-    @property
+    @cached_property
     def endeds(self) -> bytes:
         return self._shard("ended/")
 

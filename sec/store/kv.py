@@ -34,12 +34,20 @@ class KvUnavailable(KvError):
     """The request was not carried out, for certain: no endpoint could be reached, or the store refused it. Trying later can help."""
 
 
+class NoQuorum(KvUnavailable):
+    """The same, and the reason is known: the store's members that answer have lost their majority."""
+
+
 class Indeterminate(KvError):
     """The request may have been carried out, or may still be: the answer was lost. Read back before going on."""
 
 
 class KvRefused(KvError):
     """The store answered that the request is not valid (too large, no permission, no space). Sending it again does not help."""
+
+
+class StoreFull(KvRefused):
+    """The store is out of space and refuses to write. An operator has to make some; reads, and leases that there are, go on."""
 
 
 class LeaseNotFound(KvError):
@@ -156,6 +164,14 @@ class GetResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Status:
+    """How the server is that answers. `version` is such as "3.5.1"; `full`: the store has raised the alarm that it is out of space."""
+
+    version: str
+    full: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PutResult:
     revision: Revision
 
@@ -260,8 +276,8 @@ class Kv(Protocol):
         """Ends a lease and deletes its keys at one revision. Raises `LeaseNotFound`."""
         ...
 
-    async def server_version(self) -> str:
-        """The version of the store's server that answers, such as "3.5.1"."""
+    async def status(self, *, timeout_s: float | None = None) -> Status:
+        """How the server of the store is that answers."""
         ...
 
     async def aclose(self) -> None:

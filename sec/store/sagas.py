@@ -253,10 +253,11 @@ class SagaStore:
             then.append(Put(keys.active(saga_id), summary.SerializeToString()))
         if not ended:
             then += [Delete(keys.command(saga_id, command_id)) for command_id in commands]
-        txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then, [Get(log_key), Get(keys.owner(saga_id))])
-        result = await self._commit(saga_id, txn, give_up, wanted)
-        if result.succeeded:
+        txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)
+        if (await self._commit(saga_id, txn, give_up, wanted)).succeeded:
             return
+        # Asked only now: every append would carry the question. What is under a log key does not change as long as there is the saga.
+        result = await self._commit(saga_id, Txn(then=[Get(log_key), Get(keys.owner(saga_id))]), give_up, wanted)
         present = _only(result.results[0])
         if present is not None and present.value == batch:  # an earlier try of ours landed
             return
@@ -278,6 +279,11 @@ class SagaStore:
             if (await self._commit(saga_id, Txn([exists(place)], keep), give_up)).succeeded:
                 return True
         return False
+
+    async def waiting_commands(self, saga_id: SagaId) -> int:
+        """How many commands wait for the owner of a saga."""
+        prefix = self._keys.commands_of(saga_id)
+        return (await self._kv.get(Get(prefix, prefix_end(prefix), limit=1, keys_only=True))).count
 
     async def commands(self, saga_id: SagaId) -> list[tuple[str, bytes]]:
         """The commands that wait for the owner of a saga, in the order in which they were given: their ids and messages."""
@@ -421,13 +427,26 @@ class SagaStore:
 
     async def _commit(self, saga_id: SagaId, txn: Txn, give_up: GiveUp, wanted: Wanted = _never) -> TxnResult:
         """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module."""
+
+        def again(error: BaseException) -> bool:
+            return isinstance(error, KvUnavailable | Indeterminate) or (isinstance(error, KvRefused) and wanted())
+
+        try:
+            return await self._commits.commit(saga_id, txn)
+        except KvError as error:
+            if not again(error):
+                raise
+            return await self._commit_again(saga_id, txn, give_up, again, error)
+
+    async def _commit_again(
+        self, saga_id: SagaId, txn: Txn, give_up: GiveUp, again: Callable[[BaseException], bool], failed: KvError
+    ) -> TxnResult:
+        """The rare path, apart: the first try of every transaction does not pay for its machinery. `failed` is how that one ended."""
+        first: KvError | None = failed
         told = False
 
         def stop(_: RetryCallState) -> bool:
             return give_up()
-
-        def again(error: BaseException) -> bool:
-            return isinstance(error, KvUnavailable | Indeterminate) or (isinstance(error, KvRefused) and wanted())
 
         def tell(attempt: RetryCallState) -> None:
             nonlocal told
@@ -447,6 +466,9 @@ class SagaStore:
             reraise=True,
         ):
             with attempt:
+                if first is not None:
+                    error, first = first, None
+                    raise error
                 return await self._commits.commit(saga_id, txn)
         raise AssertionError("the loop above returns or raises")
 

@@ -21,10 +21,12 @@ class WatchQueue:
         self._begun = False
         self._closed = False
         self._error: Exception | None = None
-        self._batches: deque[WatchBatch] = deque()
+        self._batches: deque[tuple[WatchBatch, int]] = deque()
         self._wakeup = asyncio.Event()
         self.events = 0
         """How many events wait for the consumer."""
+        self.bytes = 0
+        """How many bytes their values have."""
 
     def __aiter__(self) -> Self:
         return self
@@ -37,8 +39,9 @@ class WatchQueue:
             if self._closed:
                 raise StopAsyncIteration
             if self._batches:
-                batch = self._batches.popleft()
+                batch, size = self._batches.popleft()
                 self.events -= len(batch.events)
+                self.bytes -= size
                 if self._taken is not None:
                     self._taken()
                 return batch
@@ -64,8 +67,10 @@ class WatchQueue:
         """Adds a batch; without effect after a close or an error."""
         if self._closed or self._error is not None:
             return
-        self._batches.append(batch)
+        size = sum(len(event.item.value) for event in batch.events)
+        self._batches.append((batch, size))
         self.events += len(batch.events)
+        self.bytes += size
         self._wakeup.set()
 
     def fail(self, error: Exception) -> None:
@@ -77,4 +82,4 @@ class WatchQueue:
     def drop(self) -> None:
         """Forgets the batches that were not taken yet: the adapter will deliver them again."""
         self._batches.clear()
-        self.events = 0
+        self.events = self.bytes = 0

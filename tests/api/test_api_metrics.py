@@ -5,15 +5,18 @@ import urllib.request
 
 import pytest
 from inprocess_support import World, chain, cluster
+from sec_client import Overloaded
+from sec_client.aio import Client
 from waiting_support import eventually, until
 
 from sec.api.metrics import Metrics
 from sec.api.server import CannotListen
+from sec.node.settings import Bounds
 
 
 async def test_a_node_tells_of_its_sagas_its_writes_and_its_calls() -> None:
     world = World(do={"b": ["hold"]})
-    async with cluster("n1") as c, c.client() as client:
+    async with cluster("n1", bounds=Bounds(active=1)) as c, c.client() as client:
         node = c.members["n1"].node
         metrics = Metrics(node, "127.0.0.1", 0)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -38,6 +41,15 @@ async def test_a_node_tells_of_its_sagas_its_writes_and_its_calls() -> None:
             assert told['sec_sagas_owned{state="stuck"}'] == 0
             assert (told["sec_leader"], told["sec_serving"], told["sec_store_writes_waiting"]) == (1, 1, 0)
             assert told["sec_store_writes_total"] >= told["sec_store_transactions_total"] >= 2
+            assert (told['sec_condition{condition="well"}'], told['sec_condition{condition="overloaded"}']) == (1, 0)
+            assert (told['sec_bound_used{bound="active"}'], told['sec_bound{bound="active"}']) == (1, 1)
+            assert (told["sec_calls_in_progress"], told['sec_refused_total{bound="active"}']) == (1, 0)
+            async with Client(c.members["n1"].address, timeout_s=0.5) as impatient:
+                with pytest.raises(Overloaded):
+                    await impatient.submit(chain("a"))
+            told = await asyncio.to_thread(fetch)
+            assert (told['sec_condition{condition="well"}'], told['sec_condition{condition="overloaded"}']) == (0, 1)
+            assert told['sec_refused_total{bound="active"}'] == 1
             world.gate.set()
             await client.wait("s1", timeout_s=20)
             assert (await asyncio.to_thread(fetch))['sec_sagas_owned{state="running"}'] == 0

@@ -238,6 +238,16 @@ def test_a_command_that_need_not_be_taken_up(seconds: float, answer: Answer) -> 
     assert check(replace(evidence, events=[*evidence.events, late])) == []
 
 
+def test_a_command_of_which_the_owner_could_not_hear_before_the_saga_ended() -> None:
+    evidence = healthy()
+    unheard = given("well", 18, "abort-1", Abort("chaos"))
+    cut = Injected("oneway", "oneway", "etcd-1", at(17), at(22), other="sec-2")
+    assert check(replace(evidence, events=[*evidence.events, unheard, cut])) == []
+    elsewhere = replace(cut, other="sec-3")
+    found = check(replace(evidence, events=[*evidence.events, unheard, elsewhere]))
+    only(found, 6, 'the command "abort-1" was acknowledged, and never taken up')
+
+
 def test_a_command_that_is_taken_up_twice() -> None:
     evidence = healthy()
     entries = of_well(evidence)
@@ -304,6 +314,54 @@ def test_a_call_that_was_under_way_when_its_node_was_stopped_is_sent_later() -> 
     later = delivery("well", 26.0, "b", epoch=1)
     found = check(replace(evidence, deliveries=[*evidence.deliveries, later], events=[*evidence.events, hung]))
     only(found, 7, 'dispatched by "sec-1" 16.0 s after')
+
+
+def test_a_call_that_was_about_to_be_made_when_its_node_was_stopped_is_sent_later() -> None:
+    evidence = healthy()
+    hung = Injected("failpoint", "stop", "sec-1", at(6), at(24.9), point="before_call")
+    late = delivery("well", 25.0, "b", epoch=1)
+    assert check(replace(evidence, deliveries=[*evidence.deliveries, late], events=[*evidence.events, hung])) == []
+    elsewhere = replace(hung, point="after_commit")
+    found = check(replace(evidence, deliveries=[*evidence.deliveries, late], events=[*evidence.events, elsewhere]))
+    only(found, 7, 'dispatched by "sec-1" 15.0 s after')
+
+
+def test_a_call_that_was_held_up_on_its_link_is_delivered_later() -> None:
+    evidence = healthy()
+    late = delivery("well", 25.0, "b", epoch=1)
+    held = Injected("partition", "partition", "sec-1", at(9), at(24.9), other="server-1,server-2")
+    assert check(replace(evidence, deliveries=[*evidence.deliveries, late], events=[*evidence.events, held])) == []
+    for other in ("server-2", "etcd-1", "sec-2"):
+        elsewhere = replace(held, other=other)
+        found = check(replace(evidence, deliveries=[*evidence.deliveries, late], events=[*evidence.events, elsewhere]))
+        only(found, 7, 'dispatched by "sec-1" 15.0 s after')
+
+
+def test_a_node_that_cannot_hear_that_its_lease_was_revoked_goes_by_its_own_deadline() -> None:
+    evidence = healthy()
+    late = delivery("well", 13.0, "b", epoch=1)
+    revoked = Injected("lease", "lease", "sec-1", at(9.9), at(9.9))
+    cut = Injected("partition", "partition", "etcd-1", at(9), at(14), other="sec-1")
+    assert check(replace(evidence, deliveries=[*evidence.deliveries, late], events=[*evidence.events, revoked, cut])) == []
+    for faults in ([revoked], [cut], [revoked, replace(cut, other="sec-2")]):
+        found = check(replace(evidence, deliveries=[*evidence.deliveries, late], events=[*evidence.events, *faults]))
+        only(found, 7, 'dispatched by "sec-1" 3.0 s after')
+
+
+def test_what_an_action_server_repeats_is_no_dispatch() -> None:
+    evidence = healthy()
+    repeated = replace(delivery("well", 15.0, "b", epoch=1), again=True)
+    assert check(replace(evidence, deliveries=[*evidence.deliveries, repeated])) == []
+
+
+def test_what_an_action_server_repeats_has_no_effect_of_its_own() -> None:
+    evidence = healthy()
+    repeated = replace(delivery("ill", 9.0, "b"), again=True)
+    effects = [*evidence.had, had("ill", 9.0, "b")]
+    found = check(
+        replace(evidence, deliveries=[*evidence.deliveries, repeated], had=effects, inventory=[*evidence.inventory, ("ill", "b")])
+    )
+    only([v for v in found if v.invariant == 5], 5, "the saga is undone, but ['b'] are left")
 
 
 # 8

@@ -5,14 +5,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from evidence_support import at, given, healthy
+from evidence_support import at, delivery, given, healthy
 from sec_model.commands import Pause
 
 from sec.chaos.check import Violation, check
 from sec.chaos.faults import CannotInject, check_etcd
 from sec.chaos.history import Answer, ClientCall, Cluster, DamagedHistory, Fault, Writer, read_deliveries, read_events, write_line
 from sec.chaos.plan import FaultKind
-from sec.chaos.report import About, html
+from sec.chaos.report import About, faults_injected, html
 
 ABOUT = About("sec chaos run --seed 7", "1.2.3", "3.6.0", ("sec-1", "sec-2", "sec-3"))
 
@@ -22,6 +22,8 @@ def test_events_come_back_as_they_were(tmp_path: Path) -> None:
         *healthy().events,
         given("s", 3, "c-1", Pause("für heute")),
         Fault("kill", "kill", "sec-1", at(1), at(2), "leader"),
+        Fault("failpoint", "stop", "sec-1", at(1), at(2), point="after_commit"),
+        Fault("oneway", "oneway", "etcd-1,etcd-2", at(1), at(2), other="sec-1"),
         Cluster(at(1), "sec-1", ("sec-1", "sec-2")),
     ]
     writer = Writer(tmp_path / "history.jsonl")
@@ -79,6 +81,26 @@ def test_the_report_shows_the_lanes_the_faults_and_the_takeovers() -> None:
     assert "sec-2 took 1 sagas over at 10.1 s" in page
     assert "http" not in page, "it needs nothing else"
     ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])
+
+
+def test_the_report_shows_links_at_both_ends_and_counts_them() -> None:
+    faults = [
+        Fault("oneway", "oneway", "etcd-1,etcd-2", at(5), at(7), other="sec-1"),
+        Fault("partition", "partition", "sec-2", at(5), at(7), other="client,etcd-1,etcd-2,sec-1,sec-3,server-1,server-2"),
+        Fault("failpoint", "stop", "sec-3", at(5), at(7), point="after_commit"),
+    ]
+    repeated = [replace(delivery("well", 15.0, "b"), again=True)] * 2
+    evidence = replace(healthy(), events=[*healthy().events, *faults], deliveries=[*healthy().deliveries, *repeated])
+    assert faults_injected(evidence) == {
+        "oneway between etcd and sec": 1,
+        "partition between all and sec": 1,
+        "stop of sec at after_commit": 1,
+        "repeat of a dispatch": 2,
+    }
+    page = html(ABOUT, evidence, [])
+    assert all(f">{lane}</text>" in page for lane in ("sec-1", "etcd-1", "etcd-2", "client"))
+    assert page.count("oneway from etcd-1,etcd-2 to sec-1 for 2.0 s, from 5.0 s on") == 3, "a lane each"
+    assert "stop at after_commit for 2.0 s, from 5.0 s on" in page
 
 
 def test_the_report_tells_violations_and_says_what_it_says_as_text() -> None:

@@ -26,7 +26,7 @@ def chaos(folder: Path) -> None:
     ended = subprocess.run([sys.executable, "-m", "sec", "chaos", "run", *options], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, f"{ended.stdout}{ended.stderr}"
     assert "Every invariant holds." in ended.stdout
-    assert f"Repeat it: sec chaos run --seed 7 --duration {SECONDS} --nodes 3 --rate 3 --lease-ttl 2" in ended.stdout
+    assert f"Repeat it: sec chaos run --seed 7 --duration {SECONDS} --nodes 3 --etcd 1 --rate 3 --lease-ttl 2" in ended.stdout
 
 
 @pytest.mark.timeout(300)
@@ -49,7 +49,10 @@ def test_a_short_run_holds_and_its_check_finds_what_is_taken_away(tmp_path: Path
 def was_chaos(left: Path) -> None:
     """Otherwise nothing was tried."""
     evidence = load(left)
-    assert {"kill", "stop"} <= {event.how for event in evidence.events if isinstance(event, Fault)}
+    faults = [event for event in evidence.events if isinstance(event, Fault)]
+    assert {"kill", "stop"} <= {fault.how for fault in faults}
+    assert any(fault.other for fault in faults)
+    assert any(delivery.again for delivery in evidence.deliveries)
     assert any(isinstance(entry.record, OwnerChanged) for log in evidence.logs.values() for entry in log.entries)
     assert {event.call for event in evidence.events if isinstance(event, ClientCall)} == {"submit", "command"}
     assert {Observed, Read, Cluster} <= {type(event) for event in evidence.events}

@@ -29,7 +29,7 @@ class Actions:
     """Calls an action server as an SEC node would."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.stub = action_server_pb2_grpc.ActionServerStub(channel)
+        self.stub: Any = action_server_pb2_grpc.ActionServerStub(channel)
 
     @staticmethod
     def about(action: str, key: str, epoch: int, uid: str) -> action_server_pb2.Call:
@@ -61,13 +61,68 @@ class Actions:
         return self.stub.Undo(message, timeout=DEADLINE_S)
 
 
+class _BatchedStub:
+    """`Do` and `Undo` by the stream of batches: like the stub of the contract in all that the tests look at."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = action_server_pb2_grpc.ActionServerStub(channel)
+        self.Describe = self._stub.Describe
+        self._stream: Any = None
+        self._reading: asyncio.Task[None] | None = None
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._writing = asyncio.Lock()
+
+    def Do(self, message: Any, timeout: float) -> Any:  # noqa: N802
+        return asyncio.ensure_future(self._call(timeout, do_request=message))
+
+    def Undo(self, message: Any, timeout: float) -> Any:  # noqa: N802
+        return asyncio.ensure_future(self._call(timeout, undo_request=message))
+
+    async def _call(self, timeout: float, **request: Any) -> Any:
+        if self._stream is None:
+            self._stream = self._stub.Batch()
+            self._reading = asyncio.create_task(self._read())
+        number = len(self._waiting) + 1
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+        call = action_server_pb2.BatchedCall(id=number, timeout_s=timeout, **request)
+        async with self._writing:
+            await self._stream.write(action_server_pb2.BatchRequest(calls=[call]))
+        return await answer
+
+    async def _read(self) -> None:
+        async for response in self._stream:
+            for answer in response.answers:
+                kind, waiting = answer.WhichOneof("result"), self._waiting[answer.id]
+                if waiting.done():
+                    continue
+                if kind == "status":
+                    code = next(each for each in grpc.StatusCode if each.value[0] == answer.status.code)
+                    nothing = grpc.aio.Metadata()
+                    waiting.set_exception(grpc.aio.AioRpcError(code, nothing, nothing, answer.status.message))
+                else:
+                    waiting.set_result(getattr(answer, kind))
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            self._stream.cancel()
+            await asyncio.wait([self._reading])
+
+
 @asynccontextmanager
-async def serving(server: ActionServer) -> AsyncIterator[Actions]:
-    """The server on a real socket, and calls to it."""
+async def serving(server: ActionServer, *, batched: bool = False) -> AsyncIterator[Actions]:
+    """The server on a real socket, and calls to it: each by itself, or in batches."""
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            yield Actions(channel)
+            actions = Actions(channel)
+            if not batched:
+                yield actions
+                return
+            stub = actions.stub = _BatchedStub(channel)
+            try:
+                yield actions
+            finally:
+                await stub.close()
     finally:
         await server.stop(1.0)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import grpc
 import pytest
 import sec_client
 from client_support import DEADLINE_S, FakeNode, refusal
+from google.rpc import status_pb2
 from sec_client import (
     ActionNotOffered,
     Client,
@@ -23,6 +25,7 @@ from sec_client import (
     NodeState,
     OnDeadline,
     OutcomeIndeterminate,
+    Overloaded,
     PageExpired,
     Payload,
     Phase,
@@ -34,6 +37,7 @@ from sec_client import (
     SagaNotFound,
     SagaState,
     SagaStuck,
+    StoreFull,
     StoreRefused,
     Tls,
     TooLarge,
@@ -180,6 +184,8 @@ CODES: list[tuple[str, grpc.StatusCode, type[SagaError]]] = [
     ("page_token_expired", grpc.StatusCode.OUT_OF_RANGE, PageExpired),
     ("store_unavailable", grpc.StatusCode.UNAVAILABLE, ClusterUnavailable),
     ("store_refused", grpc.StatusCode.INTERNAL, StoreRefused),
+    ("store_full", grpc.StatusCode.RESOURCE_EXHAUSTED, StoreFull),
+    ("overloaded", grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
     ("outcome_indeterminate", grpc.StatusCode.ABORTED, OutcomeIndeterminate),
     ("saga_corrupt", grpc.StatusCode.DATA_LOSS, SagaCorrupt),
     ("draining", grpc.StatusCode.UNAVAILABLE, ClusterUnavailable),
@@ -227,6 +233,85 @@ async def test_a_retryable_error_is_repeated(node: FakeNode) -> None:
     async with client_of(node) as client:
         await client.submit(TRIP)
     assert node.count("SubmitSaga") == 2
+
+
+def no_room(retry_after_s: float) -> Any:
+    return refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "No room.",
+        code="overloaded",
+        retryable=True,
+        definite=True,
+        retry_after_s=retry_after_s,
+    )
+
+
+async def test_another_node_is_asked_at_once_when_one_has_no_room(node: FakeNode, other_node: FakeNode) -> None:
+    node.answers["SubmitSaga"] = lambda _: no_room(60)
+    other_node.answers["SubmitSaga"] = lambda m: coordinator_pb2.SubmitSagaResponse(saga_id=m.saga_id)
+    async with client_of(node, other_node) as client:
+        await client.submit(TRIP)
+    assert (node.count("SubmitSaga"), other_node.count("SubmitSaga")) == (1, 1)
+
+
+async def test_a_node_without_room_is_left_in_peace_for_as_long_as_it_asks(node: FakeNode) -> None:
+    asked: list[float] = []
+
+    def answer(message: Any) -> Any:
+        asked.append(time.monotonic())
+        return no_room(0.3) if len(asked) < 3 else coordinator_pb2.SubmitSagaResponse(saga_id=message.saga_id)
+
+    node.answers["SubmitSaga"] = answer
+    async with client_of(node) as client:
+        await client.submit(TRIP)
+    assert min(asked[1] - asked[0], asked[2] - asked[1]) >= 0.3
+
+
+async def test_a_watch_leaves_a_node_without_room_in_peace_too(node: FakeNode) -> None:
+    asked: list[float] = []
+
+    async def answer(_: Any) -> AsyncIterator[Any]:
+        asked.append(time.monotonic())
+        yield (
+            no_room(0.3)
+            if len(asked) < 2
+            else coordinator_pb2.WatchSagaResponse(
+                record=coordinator_pb2.SequencedRecord(sequence=1), state=coordinator_pb2.SAGA_STATE_DONE
+            )
+        )
+
+    node.answers["WatchSaga"] = answer
+    async with client_of(node) as client:
+        assert [record.sequence async for record in client.watch("s1")] == [1]
+    assert asked[1] - asked[0] >= 0.3
+
+
+async def test_a_client_does_not_wait_for_room_beyond_its_time(node: FakeNode, other_node: FakeNode) -> None:
+    node.answers["SubmitSaga"] = other_node.answers["SubmitSaga"] = lambda _: no_room(60)
+    async with client_of(node, other_node) as client:
+        with pytest.raises(Overloaded) as caught:
+            await client.submit(TRIP)
+    assert str(caught.value) == f"No SEC node at {node.address}, {other_node.address} has room; the last answer was: No room."
+    assert (caught.value.retry_after_s, caught.value.definite) == (60, True)
+    assert (node.count("SubmitSaga"), other_node.count("SubmitSaga")) == (1, 1)
+
+
+async def test_no_room_says_more_than_a_node_that_is_away(node: FakeNode, other_node: FakeNode) -> None:
+    node.answers["SubmitSaga"] = lambda _: no_room(60)
+    await other_node.die()
+    for order in ((node, other_node), (other_node, node)):
+        async with client_of(*order) as client:
+            with pytest.raises(Overloaded, match=r"No room\."):
+                await client.submit(TRIP)
+
+
+async def test_a_message_that_is_too_large_is_not_sent_again(node: FakeNode) -> None:
+    text = "SERVER: Received message larger than max (5 vs. 4)"
+    node.answers["SubmitSaga"] = lambda _: status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message=text)
+    async with client_of(node) as client:
+        with pytest.raises(TooLarge, match="larger than max"):
+            await client.submit(TRIP)
+    assert node.count("SubmitSaga") == 1
 
 
 async def test_a_start_that_an_earlier_try_did_is_no_error(node: FakeNode) -> None:

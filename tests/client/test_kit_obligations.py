@@ -1,14 +1,21 @@
-"""The three obligations of the contract, over a real socket, with both stores."""
+"""The three obligations of the contract, over a real socket, with both stores, for calls by themselves and in batches."""
 
 import asyncio
+import functools
+import multiprocessing
 import sqlite3
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import client_support
 import grpc
 import pytest
-from client_support import Actions, eventually, serving, status_of
+from client_support import Actions, eventually, status_of
 from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore, Payload, SqliteStore, Store, StoreError, Unavailable
 from sec_protos.v1 import action_server_pb2
+
+serving = client_support.serving
 
 
 class Inventory:
@@ -33,6 +40,11 @@ class Inventory:
             self.undos.append(call)
             if self.undo_error is not None:
                 raise self.undo_error
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["by themselves", "batched"])
+def batched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "serving", functools.partial(client_support.serving, batched=request.param))
 
 
 @pytest.fixture(params=["sqlite", "memory"])
@@ -197,6 +209,34 @@ async def test_one_file_serves_one_server_of_a_process(tmp_path: Path) -> None:
             await Inventory(SqliteStore(tmp_path / "marks.db")).server.start()
         with pytest.raises(StoreError, match="is open already in this process"):
             await Inventory(SqliteStore(tmp_path / "marks.db")).server.start()
+
+
+def open_new_stores(folder: Path, together: "Barrier", problems: "Queue[str]") -> None:
+    """What each of several processes does: opens new stores, each at the same moment as the others."""
+
+    async def open_one(path: Path) -> str:
+        store = SqliteStore(path)
+        try:
+            await store.open("shared")
+        except StoreError as error:
+            return str(error)
+        await store.close()
+        return ""
+
+    for number in range(40):
+        together.wait(60)
+        problems.put(asyncio.run(open_one(folder / f"{number}.db")))
+
+
+def test_processes_can_open_a_new_file_at_the_same_moment(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    together, problems = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=open_new_stores, args=(tmp_path, together, problems)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [problems.get(timeout=60) for _ in range(80)] == [""] * 80
+    for process in processes:
+        process.join()
 
 
 async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sec_client import SagaError, Tls
 from sec_client.kit import ActionServer, Call, MemoryStore, Phase, SqliteStore
 from sec_client.kit.__main__ import load, main
 from sec_model import Payload
-from sec_protos.v1 import action_server_pb2, coordinator_pb2
+from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc, coordinator_pb2
 
 
 def server(**options: Any) -> ActionServer:
@@ -58,6 +58,8 @@ class Refusing(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
+        if not details.method.endswith("/Do"):
+            return handler
 
         async def refuse(message: Any, context: Any) -> None:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"nobody may call {details.method}")
@@ -70,7 +72,34 @@ async def test_interceptors_come_before_the_kit() -> None:
     made.action("look", undo=None)(lambda call: called.append(call.key))
     async with serving(made) as actions:
         assert (await status_of(actions.do("look")))[0] is grpc.StatusCode.PERMISSION_DENIED
+        described = await actions.stub.Describe(action_server_pb2.DescribeRequest())
+        assert not described.batches, "they would not see each delivery"
     assert not called
+
+
+async def test_a_server_that_stops_answers_what_it_has_in_hand_and_ends_the_stream() -> None:
+    made, gate, begun = server(), asyncio.Event(), asyncio.Event()
+
+    @made.action("hold", undo=None)
+    async def hold(call: Call) -> str:
+        begun.set()
+        await gate.wait()
+        return "held"
+
+    await made.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port}") as channel:
+        stream = action_server_pb2_grpc.ActionServerStub(channel).Batch()
+        about = Actions.about("hold", "k1", 1, "u1")
+        call = action_server_pb2.BatchedCall(id=7, do_request=action_server_pb2.DoRequest(call=about), timeout_s=60)
+        await stream.write(action_server_pb2.BatchRequest(calls=[call]))
+        await begun.wait()
+        stopping = asyncio.create_task(made.stop(60.0))
+        gate.set()
+        (answer,) = (await stream.read()).answers
+        assert (answer.id, answer.do_response.output.data) == (7, b'"held"')
+        assert await stream.read() is grpc.aio.EOF
+        assert await stream.code() is grpc.StatusCode.OK
+        await stopping
 
 
 async def test_bytes_come_and_go_as_they_are() -> None:
@@ -156,7 +185,9 @@ async def test_describe_and_health() -> None:
     async with serving(made) as actions:
         described = await actions.stub.Describe(action_server_pb2.DescribeRequest())
         assert described == action_server_pb2.DescribeResponse(
-            server_name="inventory", actions=[action_server_pb2.ActionDescription(name="take", summary="Takes one")]
+            server_name="inventory",
+            actions=[action_server_pb2.ActionDescription(name="take", summary="Takes one")],
+            batches=True,
         )
         async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port}") as channel:
             health = health_pb2_grpc.HealthStub(channel)

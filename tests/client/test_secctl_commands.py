@@ -382,6 +382,23 @@ async def test_wait(node: FakeNode) -> None:
     assert late.stderr.startswith('error: Saga "s1" has not settled within 0 seconds')
 
 
+async def test_a_cluster_without_room_is_said(node: FakeNode) -> None:
+    node.answers["StartSaga"] = lambda _: refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        'The start of saga "s1" was refused: SEC node "sec-1" has 5 active sagas, which is as many as it may.',
+        code="overloaded",
+        hint="Nothing was done. Ask another SEC node, or this one again after 60 s.",
+        retryable=True,
+        retry_after_s=60,
+    )
+    said = await run(node, "saga", "start", "s1")
+    assert said.exit_code == 3
+    assert said.stderr == (
+        'error: The start of saga "s1" was refused: SEC node "sec-1" has 5 active sagas, which is as many as it may.\n'
+        "hint: Nothing was done. Ask another SEC node, or this one again after 60 s.\n"
+    )
+
+
 async def test_start_dot_node_and_action(node: FakeNode) -> None:
     node.answers |= {
         "StartSaga": lambda _: coordinator_pb2.StartSagaResponse(),

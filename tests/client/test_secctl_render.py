@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from sec_client import (
     ActionServerView,
     LogRecord,
+    NodeCondition,
     NodeError,
     NodeList,
     NodeState,
@@ -194,6 +195,17 @@ sec-1    a:1      leader, draining  3      0.1.0    2026-03-01 12:00:00.123Z
 sec-2 *  b:1      -                 0      -        -
 """
     )
+    troubled = NodeList(
+        (
+            SecNode("sec-1", "a:1", trouble="It is full.", condition=NodeCondition.OVERLOADED),
+            SecNode("sec-2", "b:1", trouble="The store is away.", condition=NodeCondition.STORE_UNREACHABLE),
+        ),
+        "sec-1",
+    )
+    assert render.nodes(troubled).plain.splitlines()[-2:] == [
+        "sec-1 is not well (overloaded): It is full.",
+        "sec-2 does not serve (store unreachable): The store is away.",
+    ]
     actions = [
         OfferedAction(
             "take", "Takes one", (ActionServerView("i1", "inv", "c:1", True), ActionServerView("i2", "", "d:1", False, True))

@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sec_client import LogRecord
+import grpc.aio
+from grpc_health.v1 import health_pb2
+from sec_client import LogRecord, NodeCondition
 from sec_client import aio as sec_aio
 from sec_client.kit import ActionServer, Call, MemoryStore
 from sec_client.kit.rules import Delivery, Verdict
@@ -139,6 +141,18 @@ class Stage:
         raise AssertionError("the saga ended without a takeover")
 
 
+@asynccontextmanager
+async def stage_of(cluster: DevCluster, folder: Path) -> AsyncIterator[Stage]:
+    """An action server for a cluster of the test's own."""
+    stage = Stage(cluster, folder)
+    stage.start_effects()
+    try:
+        yield stage
+    finally:
+        stage.gate.touch()
+        stage.stop_effects()
+
+
 async def taken_up(client: sec_aio.Client, saga_id: str, command_id: str) -> None:
     async def recorded() -> bool:
         return command_id in [r.fields.get("command_id") async for r in client.log(saga_id)]
@@ -162,3 +176,36 @@ async def given_to_a_dead_owner(stage: Stage, client: sec_aio.Client, saga_id: s
     finally:
         stage.cluster.kill(owner)
     return command_id
+
+
+async def serving(address: str) -> bool:
+    """What the health service of a node says. Asked without the standard stub, which lacks types."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        answer: health_pb2.HealthCheckResponse = await check(health_pb2.HealthCheckRequest(), timeout=5)
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def condition_of(address: str) -> NodeCondition:
+    """What an SEC node says of itself."""
+    async with sec_aio.Client(address) as client:
+        found = await client.nodes()
+    [condition] = [node.condition for node in found.nodes if node.name == found.answered_by]
+    return condition
+
+
+async def come_to(addresses: Sequence[str], condition: NodeCondition) -> None:
+    """Waits until all these SEC nodes say this of themselves, and their health is what that means."""
+
+    async def all_are() -> bool:
+        return {await condition_of(address) for address in addresses} == {condition}
+
+    async def health() -> bool:
+        return {await serving(address) for address in addresses} == {condition.serving}
+
+    await eventually(all_are)
+    await eventually(health)

@@ -4,16 +4,12 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc.aio
 import pytest
 from aetcd import rpc
-from cluster_support import Stage
-from grpc_health.v1 import health_pb2
-from sec_client import ClusterUnavailable, Saga, SagaState, StoreRefused, action
+from cluster_support import come_to, serving, stage_of
+from sec_client import ClusterUnavailable, NodeCondition, Saga, SagaState, StoreFull, action
 from sec_client import aio as sec_aio
 from waiting_support import eventually, until
 
@@ -24,30 +20,6 @@ from sec.store.etcd import EtcdConfig, EtcdKv
 from sec.store.kv import KvRefused, Put, Txn, prefix_end
 
 CHAIN = Saga("chain").append(action("a", "step")).append(action("b", "step")).build()
-
-
-@asynccontextmanager
-async def stage_of(cluster: DevCluster, folder: Path) -> AsyncIterator[Stage]:
-    """An action server for a cluster of the test's own."""
-    stage = Stage(cluster, folder)
-    stage.start_effects()
-    try:
-        yield stage
-    finally:
-        stage.gate.touch()
-        stage.stop_effects()
-
-
-async def serving(address: str) -> bool:
-    """What the health service of a node says. Asked without the standard stub, which lacks types."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        check = channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-        answer: health_pb2.HealthCheckResponse = await check(health_pb2.HealthCheckRequest(), timeout=5)
-        return answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_nodes_stop_while_etcd_hangs_and_go_on_when_it_is_back(tmp_path: Path) -> None:
@@ -166,9 +138,13 @@ async def test_sagas_wait_while_etcd_is_out_of_space_and_go_on_when_there_is_som
                 logs = "\n".join(cluster.log(name).read_text() for name in cluster.names)
                 pytest.fail(f"The owner did not say that it waits: {await client.get(saga_id)}\n{logs}")
             assert (await client.get(saga_id)).state is SagaState.RUNNING, "it can still be read"
-            with pytest.raises(StoreRefused):
+            with pytest.raises(StoreFull):
                 await client.submit(CHAIN)
+
+            await come_to(cluster.addresses, NodeCondition.STORE_FULL)
             await make_space(etcd.endpoints[0])
             assert (await client.wait(saga_id, timeout_s=60)).state is SagaState.DONE
             assert stage.done(saga_id) == {"a": 1, "b": 1}
+            await come_to(cluster.addresses, NodeCondition.WELL)
+            assert (await client.run(CHAIN, timeout_s=60)).state is SagaState.DONE
         await kv.aclose()

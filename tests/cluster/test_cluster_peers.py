@@ -1,6 +1,7 @@
 """SEC nodes that die and hang, as processes: what is dead is replaced at once, what hangs is left to its lease. No lease ends in these tests."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,36 @@ async def test_what_a_killed_node_owned_goes_on_without_its_lease(patient: DevCl
         async with counting_server(patient.addresses, "step") as server:
             assert (await client.wait("waits-for-a-server", timeout_s=30)).state is SagaState.DONE
             assert server.effects == {"a": 1}
+
+
+async def test_sagas_go_on_while_the_nodes_are_restarted_one_after_the_other(patient: DevCluster) -> None:
+    three = Saga("goes-on").append(action("a", "step")).append(action("b", "step")).append(action("c", "step")).build()
+    restarted = asyncio.Event()
+
+    async def work(client: sec_aio.Client) -> int:
+        """How many sagas were run, each to its end, before all nodes had been restarted."""
+        count = 0
+        while not restarted.is_set():
+            assert (await client.run(three, timeout_s=60)).state is SagaState.DONE
+            count += 1
+        return count
+
+    async with sec_aio.Client(patient.addresses) as client, counting_server(patient.addresses, "step") as server:
+
+        def past(count: int) -> Callable[[], bool]:
+            return lambda: server.effects["c"] > count
+
+        async with asyncio.TaskGroup() as tasks:
+            workers = [tasks.create_task(work(client)) for _ in range(8)]
+            for name in patient.names:
+                await until(past(server.effects["c"] + 16))
+                await patient.terminate_async(name)
+                assert patient.exit_status(name) == 0
+                await patient.restart_async(name)
+            restarted.set()
+        ran = sum(worker.result() for worker in workers)
+        assert server.effects == {"a": ran, "b": ran, "c": ran}
+    assert all("handed over" in patient.log(name).read_text() for name in patient.names)
 
 
 async def test_a_node_that_hangs_is_not_taken_for_dead(patient: DevCluster, etcd_kv: EtcdKv) -> None:

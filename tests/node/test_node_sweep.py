@@ -12,12 +12,12 @@ from sec_model import Saga, action, timer
 from sec_model.commands import Pause, Resume
 from waiting_support import eventually, until
 
-from sec.core.records import Commanded
+from sec.core.records import Commanded, OwnerChanged, SagaId
 from sec.dispatch.directory import Directory
 from sec.node.driver import SagaDriver
 from sec.node.orders import Orders
 from sec.node.owner import Owner
-from sec.store.kv import Revision
+from sec.store.kv import KeyValue, Revision
 from sec.store.mirror import Change, Mirror
 
 
@@ -135,3 +135,32 @@ async def test_a_saga_whose_submit_is_cut_off_behind_its_transaction_runs(monkey
         await cut_off.wait()
         assert (await client.wait("s1", timeout_s=20)).state is SagaState.DONE
         await asyncio.wait([submitting])
+
+
+async def test_a_saga_whose_submit_waits_for_the_stores_answer_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is owned and has no driver, as one that was cut off; but the call that will give it one is still under way."""
+    world = World()
+    looks = 0
+    lacks_driver = Owner.lacks_driver
+
+    def counted(self: Owner, saga_id: SagaId, owner: KeyValue) -> bool:
+        nonlocal looks
+        looks += 1
+        return lacks_driver(self, saga_id, owner)
+
+    async with cluster("n1", "n2") as c, c.client("n1") as client:
+        await c.serve(world.server())
+        sagas = c.members["n1"].node.sagas
+        submit = sagas.submit
+
+        async def late(*args: Any, **kwargs: Any) -> Any:
+            submitted = await submit(*args, **kwargs)
+            monkeypatch.setattr(Owner, "lacks_driver", counted)
+            await until(lambda: looks >= 8)
+            return submitted
+
+        monkeypatch.setattr(sagas, "submit", late)
+        await client.submit(chain("a", "b"), saga_id="s1")
+        assert (await client.wait("s1", timeout_s=20)).state is SagaState.DONE
+        assert not [r for r in await records_of(c.members["n1"], "s1") if isinstance(r, OwnerChanged)]
+        assert len({epoch for _, _, epoch in world.ran}) == 1

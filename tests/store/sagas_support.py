@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass, field
 
 from sec_model import Deadline, Definition, Payload, Saga, action, compile_graph
+from sec_model.codec import definition_bytes
 from sec_protos.v1 import coordinator_pb2
 
 from sec.core.records import Created, Record, SagaId, SecNodeName, Started, StartRequested
@@ -64,7 +65,7 @@ class Desk:
         deadline: Deadline | None = None,
     ) -> SagaHead:
         definition = chain(name)
-        digest = await self.definitions.put(definition, compile_graph(definition))
+        digest = await self.definitions.put(definition_bytes(definition), compile_graph(definition))
         payload = Payload() if params is None else Payload.json(params)
         return SagaHead(SagaId(saga_id), f"uid{next(_uids)}", name, digest, payload, labels or {}, 5, deadline)
 

@@ -31,7 +31,9 @@ from sec.store.kv import (
     KvRefused,
     KvUnavailable,
     LeaseNotFound,
+    NoQuorum,
     Put,
+    StoreFull,
     Txn,
     WatchBatch,
     absent,
@@ -197,10 +199,11 @@ class TestWatch:
             assert brief(await events(quiet)) == [("put", prefix + b"x", b"")]
             assert brief(await events(watch)) == [("put", prefix + b"x", b"")]
 
+    @pytest.mark.parametrize(("bound", "most"), [("MAX_WAITING_EVENTS", 10), ("MAX_WAITING_BYTES", 11)])
     async def test_a_slow_consumer_is_taken_off_the_stream_and_misses_nothing(
-        self, etcd_kv: EtcdKv, prefix: bytes, monkeypatch: pytest.MonkeyPatch
+        self, etcd_kv: EtcdKv, prefix: bytes, monkeypatch: pytest.MonkeyPatch, bound: str, most: int
     ) -> None:
-        monkeypatch.setattr("sec.store.etcd.watch.MAX_WAITING_EVENTS", 10)
+        monkeypatch.setattr(f"sec.store.etcd.watch.{bound}", most)
         async with aclosing(etcd_kv.watch(prefix + b"slow")) as slow, aclosing(etcd_kv.watch(prefix + b"quick")) as quick:
             await batch(slow)
             await batch(quick)
@@ -289,7 +292,7 @@ async def test_user_and_password(own_etcd: EmbeddedEtcd) -> None:
     ("code", "details", "kind", "error"),
     [
         ("UNAVAILABLE", "failed to connect to all addresses; last error: ...", Kind.NOT_DONE, None),
-        ("UNAVAILABLE", "etcdserver: no leader", Kind.NOT_DONE, None),
+        ("UNAVAILABLE", "etcdserver: no leader", Kind.NOT_DONE, NoQuorum),
         ("RESOURCE_EXHAUSTED", "etcdserver: too many requests", Kind.NOT_DONE, None),
         ("UNAVAILABLE", "Socket closed", Kind.UNKNOWN, None),
         ("UNAVAILABLE", "recvmsg:Connection reset by peer", Kind.UNKNOWN, None),
@@ -309,7 +312,7 @@ async def test_user_and_password(own_etcd: EmbeddedEtcd) -> None:
         ("INVALID_ARGUMENT", "etcdserver: too many operations in txn request", Kind.FINAL, KvRefused),
         ("INVALID_ARGUMENT", "etcdserver: duplicate key given in txn request", Kind.FINAL, KvRefused),
         ("INVALID_ARGUMENT", "etcdserver: request is too large", Kind.FINAL, KvRefused),
-        ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", Kind.FINAL, KvRefused),
+        ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded", Kind.FINAL, StoreFull),
         ("RESOURCE_EXHAUSTED", "grpc: received message larger than max (5000000 vs. 2097152)", Kind.FINAL, KvRefused),
         ("PERMISSION_DENIED", "etcdserver: permission denied", Kind.FINAL, KvRefused),
     ],
@@ -369,7 +372,7 @@ def test_versions(version: str, defect: bool, fit: bool) -> None:
 
 
 async def test_the_version_of_the_server_that_runs(etcd: EmbeddedEtcd, etcd_kv: EtcdKv) -> None:
-    assert await etcd_kv.server_version() == etcd.binary.version
+    assert (await etcd_kv.status()).version == etcd.binary.version
 
 
 class TestEmbedded:

@@ -568,8 +568,10 @@ class TestWatch:
             assert [event.item.value for event in await events(watch)] == [b"1"]
 
 
-async def test_version(kv: Kv) -> None:
-    assert int((await kv.server_version()).split(".")[0]) >= 3
+async def test_status(kv: Kv) -> None:
+    status = await kv.status()
+    assert int(status.version.split(".")[0]) >= 3
+    assert not status.full
 
 
 async def test_concurrent_transactions_on_one_key(kv: Kv, prefix: bytes) -> None:

@@ -7,14 +7,26 @@ import pytest
 from store_support import batch, events, keys, put
 from waiting_support import until
 
-from sec.store.kv import Compacted, Get, Indeterminate, KvUnavailable, LeaseNotFound, Put, Revision, Txn, prefix_end
+from sec.store.kv import (
+    Compacted,
+    Delete,
+    Get,
+    Indeterminate,
+    KvUnavailable,
+    LeaseNotFound,
+    Put,
+    Revision,
+    StoreFull,
+    Txn,
+    prefix_end,
+)
 from sec.store.memory import MemoryEtcd, MemoryKv
 
 
 async def test_a_partitioned_client_is_refused_and_others_are_not(memory_etcd: MemoryEtcd, memory_kv: MemoryKv) -> None:
     other = MemoryKv(memory_etcd)
     memory_kv.partition()
-    for call in (put(memory_kv, b"a"), memory_kv.get(Get(b"a")), memory_kv.lease_grant(5), memory_kv.server_version()):
+    for call in (put(memory_kv, b"a"), memory_kv.get(Get(b"a")), memory_kv.lease_grant(5), memory_kv.status()):
         with pytest.raises(KvUnavailable):
             await call
     assert await keys(other, b"a") == {}
@@ -133,3 +145,17 @@ async def test_compaction_keeps_what_a_read_at_its_revision_needs(memory_etcd: M
     assert after == before
     with pytest.raises(Compacted):
         memory_etcd.compact(revision - 5)
+
+
+async def test_a_store_that_is_full_refuses_to_write_and_goes_on_reading(memory_etcd: MemoryEtcd, memory_kv: MemoryKv) -> None:
+    await put(memory_kv, b"a", b"1")
+    lease = await memory_kv.lease_grant(5)
+    memory_etcd.full = True
+    assert (await memory_kv.status()).full
+    for write in (put(memory_kv, b"a", b"2"), memory_kv.txn(Txn(then=[Delete(b"a")])), memory_kv.lease_grant(5)):
+        with pytest.raises(StoreFull):
+            await write
+    assert await keys(memory_kv, b"a") == {b"": b"1"}
+    assert await memory_kv.lease_keepalive(lease) == 5
+    memory_etcd.full = False
+    await put(memory_kv, b"a", b"3")

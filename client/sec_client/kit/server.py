@@ -50,7 +50,8 @@ class ActionServer:
     Plain functions run on threads, async ones on the event loop. `max_concurrency` bounds the calls in hand: one more is refused with
     RESOURCE_EXHAUSTED, and the cluster repeats it later. Two servers that offer the same action must share one store.
 
-    `interceptors` of gRPC see every delivery before the kit does, for authentication, traces or tests.
+    `interceptors` of gRPC see every delivery before the kit does, for authentication, traces or tests. So with interceptors each delivery is a
+    call of gRPC; without any, the cluster sends many in a message (`Batch` of the contract), which costs much less.
 
     A handler is called again, with the same key, whenever the outcome of an earlier call is not known; an effect in `call.db` is had
     exactly once, for any other see `Call.db`.
@@ -143,6 +144,7 @@ class ActionServer:
             self.store,
             max_concurrency=self._max_concurrency,
             max_output_bytes=self._max_output_bytes,
+            batches=not self._interceptors,
             logger=self._logger,
         )
         self._server = grpc.aio.server(
@@ -194,6 +196,7 @@ class ActionServer:
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         if self._registration is not None:
             await self._registration.stop()
+        service.end_streams()
         await server.stop(max(0.0, end - time.monotonic()))
         left = await service.finish(end - time.monotonic())
         if left:

@@ -9,10 +9,10 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Never
+from typing import Any, Never, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,6 +23,7 @@ from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import action_server_pb2_grpc, common_pb2
 
 from sec_client.kit.actions import Action, Actions, Handler
+from sec_client.kit.batches import BatchStream
 from sec_client.kit.call import ActionFailed, Call, Unavailable
 from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, Stale
 from sec_client.kit.store import Store, StoreError
@@ -36,6 +37,7 @@ BAD_INPUT_CODE = "bad_input"
 UNDONE_CODE = "undone"
 """Code of the failure that a do answers after its undo."""
 
+T = TypeVar("T")
 Message = pb.DoRequest | pb.UndoRequest
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -84,6 +86,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         *,
         max_concurrency: int,
         max_output_bytes: int,
+        batches: bool,
         logger: logging.Logger,
     ) -> None:
         self._server_name = server_name
@@ -91,32 +94,55 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         self._store = store
         self._max_concurrency = max_concurrency
         self._max_output_bytes = max_output_bytes
+        self._batches = batches
         self._logger = logger
         self._in_hand = 0
         self._keys: dict[str, _Key] = {}
-        self._running: set[asyncio.Task[Answer]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
+        self._streams: set[BatchStream] = set()
         self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="sec-action")
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802 # gRPC's name
-        return pb.DescribeResponse(server_name=self._server_name, actions=self.descriptions())
+        return pb.DescribeResponse(server_name=self._server_name, actions=self.descriptions(), batches=self._batches)
 
     async def Do(self, request: pb.DoRequest, context: Context) -> pb.DoResponse:  # noqa: N802
-        match await self._deliver(request, context):
-            case Output(payload):
-                return pb.DoResponse(output=common_pb2.Payload.FromString(payload))
-            case Failure(error):
-                return pb.DoResponse(failure=common_pb2.Error.FromString(error))
-            case Status() as status:
-                return await _refuse(context, status)
+        answer = await self._deliver(request, context.time_remaining(), _traceparent(context))
+        return await _refuse(context, answer) if isinstance(answer, Status) else _do_response(answer)
 
     async def Undo(self, request: pb.UndoRequest, context: Context) -> pb.UndoResponse:  # noqa: N802
-        match await self._deliver(request, context):
-            case Output():
-                return pb.UndoResponse()
-            case Failure(error):
-                return pb.UndoResponse(failure=common_pb2.Error.FromString(error))
-            case Status() as status:
-                return await _refuse(context, status)
+        answer = await self._deliver(request, context.time_remaining(), _traceparent(context))
+        return await _refuse(context, answer) if isinstance(answer, Status) else _undo_response(answer)
+
+    async def Batch(  # type: ignore[override] # the stubs know only the form that yields its answers # noqa: N802
+        self, requests: AsyncIterator[pb.BatchRequest], context: Context
+    ) -> None:
+        if not self._batches:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f'The action server "{self._server_name}" takes no batches.')
+        stream = BatchStream(self._deliver_batched, self._detach)
+        self._streams.add(stream)
+        try:
+            await stream.serve(requests, context.write)
+        finally:
+            self._streams.discard(stream)
+
+    async def _deliver_batched(self, call: pb.BatchedCall) -> pb.BatchedAnswer:
+        undo = call.WhichOneof("request") == "undo_request"
+        message = call.undo_request if undo else call.do_request
+        try:
+            answer = await self._deliver(message, call.timeout_s, call.traceparent, detached=True)
+        except Exception as e:
+            self._logger.exception("saga %s node %s: the delivery ended in an error", message.call.saga_id, message.call.node)
+            answer = Status(grpc.StatusCode.UNKNOWN, f"{type(e).__name__}: {e}"[:MAX_ERROR_CHARACTERS])
+        if isinstance(answer, Status):
+            return pb.BatchedAnswer(id=call.id, status=pb.BatchedStatus(code=answer.code.value[0], message=answer.message))
+        if undo:
+            return pb.BatchedAnswer(id=call.id, undo_response=_undo_response(answer))
+        return pb.BatchedAnswer(id=call.id, do_response=_do_response(answer))
+
+    def end_streams(self) -> None:
+        """Lets the streams end when what they have in hand is answered."""
+        for stream in self._streams:
+            stream.end()
 
     def descriptions(self) -> list[pb.ActionDescription]:
         """The actions as the contract describes them."""
@@ -136,7 +162,8 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         self._threads.shutdown(wait=False, cancel_futures=True)
         return len(left)
 
-    async def _deliver(self, message: Message, context: Context) -> Answer:
+    async def _deliver(self, message: Message, remaining_s: float | None, traceparent: str, *, detached: bool = False) -> Answer:
+        """`detached`: our task is not the caller's, so that it may go away at any time."""
         about = message.call
         action = self._actions.by_name.get(about.action)
         if action is None:
@@ -154,23 +181,32 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         key = self._keys.setdefault(about.idempotency_key, _Key())
         key.users += 1
         task: asyncio.Task[Answer] | None = None
+        begun = False
         try:
             if key.lock.locked() and (refusal := await self._remember_epoch(about)) is not None:
                 return refusal
             await key.lock.acquire()
+            begun = True
             # From here on it runs to its end, although its caller may go away.
-            metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
-            task = asyncio.create_task(self._run(action, message, context.time_remaining(), metadata.get("traceparent", "")))
-            self._running.add(task)
-            task.add_done_callback(lambda ended: self._leave(about.idempotency_key, key, ended))
+            running = self._run(action, message, remaining_s, traceparent)
+            if detached:
+                return await running
+            task = self._detach(running)
+            task.add_done_callback(lambda _: self._leave(about.idempotency_key, key, begun=True))
             return await asyncio.shield(task)
         finally:
             if task is None:
-                self._leave(about.idempotency_key, key, None)
+                self._leave(about.idempotency_key, key, begun=begun)
 
-    def _leave(self, name: str, key: _Key, task: asyncio.Task[Answer] | None) -> None:
-        if task is not None:
-            self._running.discard(task)
+    def _detach(self, running: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Runs something to its end, whatever becomes of its caller."""
+        task = asyncio.get_running_loop().create_task(running)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    def _leave(self, name: str, key: _Key, *, begun: bool) -> None:
+        if begun:
             key.lock.release()
         self._in_hand -= 1
         key.users -= 1
@@ -315,6 +351,26 @@ def _failure(error: ActionFailed) -> bytes:
             data = payload_to_proto(Payload("text/plain", repr(error.data).encode(errors="replace")))
     message = error.message[:MAX_ERROR_CHARACTERS].encode(errors="replace").decode()
     return common_pb2.Error(message=message, code=error.code, data=data).SerializeToString()
+
+
+def _do_response(answer: Output | Failure) -> pb.DoResponse:
+    match answer:
+        case Output(payload):
+            return pb.DoResponse(output=common_pb2.Payload.FromString(payload))
+        case Failure(error):
+            return pb.DoResponse(failure=common_pb2.Error.FromString(error))
+
+
+def _undo_response(answer: Output | Failure) -> pb.UndoResponse:
+    match answer:
+        case Output():
+            return pb.UndoResponse()
+        case Failure(error):
+            return pb.UndoResponse(failure=common_pb2.Error.FromString(error))
+
+
+def _traceparent(context: Context) -> str:
+    return next((v for k, v in context.invocation_metadata() or () if k == "traceparent" and isinstance(v, str)), "")
 
 
 async def _refuse(context: Context, status: Status) -> Never:

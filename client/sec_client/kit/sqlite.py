@@ -30,6 +30,8 @@ _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 10.0
 """How long another process that shares the file may hold its transaction open."""
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.002, 0.05
+_OPENING = 1 << 56
+"""The byte of the lock file that is held while the store is opened. Those of the keys are below."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sec_kit (version INTEGER NOT NULL);
@@ -97,13 +99,34 @@ class SqliteStore:
         self._path = self._resolve(server_name)
         if self._path in _open_files:
             raise StoreError(f'The store "{self._path}" is open already in this process: give each server a file of its own.')
-        self._db = await self._in_thread(self._connect)
+        self._db = await self._in_thread(self._open)
         _open_files.add(self._path)
-        if fcntl is not None:
-            self._lock_file = os.open(f"{self._path}-keys", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _resolve(self, server_name: str) -> Path:
         return Path(self._given_path if self._given_path is not None else f"{server_name}.sec.db").resolve()
+
+    def _open(self) -> EffectsConnection:
+        if fcntl is None:
+            return self._connect()
+        try:
+            self._lock_file = os.open(f"{self._path}-keys", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise StoreError(f'The store "{self._path}" cannot be opened: {e}.') from e
+        # SQLite does not wait for another process when it changes the journal mode of a new file.
+        fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, _OPENING)
+        try:
+            return self._connect()
+        except StoreError:
+            self._close_lock_file()
+            raise
+        finally:
+            if self._lock_file >= 0:
+                fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, _OPENING)
+
+    def _close_lock_file(self) -> None:
+        file, self._lock_file = self._lock_file, -1
+        if file >= 0:
+            os.close(file)  # which drops its locks
 
     def _connect(self) -> EffectsConnection:
         try:
@@ -130,9 +153,7 @@ class SqliteStore:
         if db is not None:
             _open_files.discard(self._path)
             await self._in_thread(lambda: sqlite3.Connection.close(db))
-        if self._lock_file >= 0:
-            os.close(self._lock_file)
-            self._lock_file = -1
+        self._close_lock_file()
 
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:

@@ -110,8 +110,11 @@ class DescribeResponse(_message.Message):
 
     SERVER_NAME_FIELD_NUMBER: _builtins.int
     ACTIONS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     server_name: _builtins.str
     """A name for people and logs: "inventory-7f9c". May be empty."""
+    batches: _builtins.bool
+    """The server implements `Batch`."""
     @_builtins.property
     def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ActionDescription]: ...
     def __init__(
@@ -119,10 +122,11 @@ class DescribeResponse(_message.Message):
         *,
         server_name: _builtins.str = ...,
         actions: _abc.Iterable[Global___ActionDescription] | None = ...,
+        batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "server_name", b"server_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "batches", b"batches", "server_name", b"server_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -449,3 +453,142 @@ class UndoResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__failure) -> _WhichOneofReturnType__failure | None: ...
 
 Global___UndoResponse: _TypeAlias = UndoResponse  # noqa: Y015
+
+@_typing.final
+class BatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchedCall]:
+        """At most 1,000, and about 1 MiB together, unless a single one is larger."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___BatchedCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRequest: _TypeAlias = BatchRequest  # noqa: Y015
+
+@_typing.final
+class BatchedCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DO_REQUEST_FIELD_NUMBER: _builtins.int
+    UNDO_REQUEST_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Names the call among those of this stream. Not used twice."""
+    timeout_s: _builtins.float
+    """How long the coordinator waits for the answer, in seconds: what the gRPC deadline is to Do and Undo."""
+    traceparent: _builtins.str
+    """W3C trace context, when the submitter sent one."""
+    @_builtins.property
+    def do_request(self) -> Global___DoRequest: ...
+    @_builtins.property
+    def undo_request(self) -> Global___UndoRequest: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        do_request: Global___DoRequest | None = ...,
+        undo_request: Global___UndoRequest | None = ...,
+        timeout_s: _builtins.float = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["do_request", b"do_request", "request", b"request", "undo_request", b"undo_request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["do_request", b"do_request", "id", b"id", "request", b"request", "timeout_s", b"timeout_s", "traceparent", b"traceparent", "undo_request", b"undo_request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["do_request", "undo_request"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___BatchedCall: _TypeAlias = BatchedCall  # noqa: Y015
+
+@_typing.final
+class BatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchedAnswer]: ...
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___BatchedAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchResponse: _TypeAlias = BatchResponse  # noqa: Y015
+
+@_typing.final
+class BatchedAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DO_RESPONSE_FIELD_NUMBER: _builtins.int
+    UNDO_RESPONSE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The call that is answered. One that the coordinator does not wait for any longer is not read."""
+    @_builtins.property
+    def do_response(self) -> Global___DoResponse: ...
+    @_builtins.property
+    def undo_response(self) -> Global___UndoResponse: ...
+    @_builtins.property
+    def status(self) -> Global___BatchedStatus: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        do_response: Global___DoResponse | None = ...,
+        undo_response: Global___UndoResponse | None = ...,
+        status: Global___BatchedStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["do_response", b"do_response", "result", b"result", "status", b"status", "undo_response", b"undo_response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["do_response", b"do_response", "id", b"id", "result", b"result", "status", b"status", "undo_response", b"undo_response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["do_response", "undo_response", "status"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___BatchedAnswer: _TypeAlias = BatchedAnswer  # noqa: Y015
+
+@_typing.final
+class BatchedStatus(_message.Message):
+    """In the place of an answer: the gRPC status with which Do or Undo would have ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """As in gRPC, and never OK: 9 is FAILED_PRECONDITION."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchedStatus: _TypeAlias = BatchedStatus  # noqa: Y015

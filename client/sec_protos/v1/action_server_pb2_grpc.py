@@ -49,6 +49,11 @@ class ActionServerStub:
                 request_serializer=sec_dot_v1_dot_action__server__pb2.UndoRequest.SerializeToString,
                 response_deserializer=sec_dot_v1_dot_action__server__pb2.UndoResponse.FromString,
                 _registered_method=True)
+        self.Batch = channel.stream_stream(
+                '/sec.v1.ActionServer/Batch',
+                request_serializer=sec_dot_v1_dot_action__server__pb2.BatchRequest.SerializeToString,
+                response_deserializer=sec_dot_v1_dot_action__server__pb2.BatchResponse.FromString,
+                _registered_method=True)
 
 
 class ActionServerServicer:
@@ -78,6 +83,23 @@ class ActionServerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Batch(self, request_iterator, context):
+        """The same calls, many in a message. Optional: Do and Undo are enough for an action server, and each call here means exactly what it means
+        there. It costs both sides a fraction of what a call of its own costs.
+
+        A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
+        any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
+        - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
+        it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+        - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
+        there is no room for. The server goes on reading, so that this is said at once.
+        - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
+        - A server that is about to stop answers what it has in hand and ends the stream with OK.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ActionServerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +117,11 @@ def add_ActionServerServicer_to_server(servicer, server):
                     servicer.Undo,
                     request_deserializer=sec_dot_v1_dot_action__server__pb2.UndoRequest.FromString,
                     response_serializer=sec_dot_v1_dot_action__server__pb2.UndoResponse.SerializeToString,
+            ),
+            'Batch': grpc.stream_stream_rpc_method_handler(
+                    servicer.Batch,
+                    request_deserializer=sec_dot_v1_dot_action__server__pb2.BatchRequest.FromString,
+                    response_serializer=sec_dot_v1_dot_action__server__pb2.BatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +205,33 @@ class ActionServer:
             '/sec.v1.ActionServer/Undo',
             sec_dot_v1_dot_action__server__pb2.UndoRequest.SerializeToString,
             sec_dot_v1_dot_action__server__pb2.UndoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Batch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/sec.v1.ActionServer/Batch',
+            sec_dot_v1_dot_action__server__pb2.BatchRequest.SerializeToString,
+            sec_dot_v1_dot_action__server__pb2.BatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -111,6 +111,19 @@ class ActionServerStub:
     """
     Undo: _grpc.UnaryUnaryMultiCallable[_action_server_pb2.UndoRequest, _action_server_pb2.UndoResponse]
     """Takes back what `Do` with the same idempotency key did, however far it came."""
+    Batch: _grpc.StreamStreamMultiCallable[_action_server_pb2.BatchRequest, _action_server_pb2.BatchResponse]
+    """The same calls, many in a message. Optional: Do and Undo are enough for an action server, and each call here means exactly what it means
+    there. It costs both sides a fraction of what a call of its own costs.
+
+    A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
+    any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
+    - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
+      it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+    - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
+      there is no room for. The server goes on reading, so that this is said at once.
+    - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
+    - A server that is about to stop answers what it has in hand and ends the stream with OK.
+    """
 
 @_typing.type_check_only
 class ActionServerAsyncStub(ActionServerStub):
@@ -125,6 +138,19 @@ class ActionServerAsyncStub(ActionServerStub):
     """
     Undo: _aio.UnaryUnaryMultiCallable[_action_server_pb2.UndoRequest, _action_server_pb2.UndoResponse]  # type: ignore[assignment]
     """Takes back what `Do` with the same idempotency key did, however far it came."""
+    Batch: _aio.StreamStreamMultiCallable[_action_server_pb2.BatchRequest, _action_server_pb2.BatchResponse]  # type: ignore[assignment]
+    """The same calls, many in a message. Optional: Do and Undo are enough for an action server, and each call here means exactly what it means
+    there. It costs both sides a fraction of what a call of its own costs.
+
+    A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
+    any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
+    - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
+      it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+    - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
+      there is no room for. The server goes on reading, so that this is said at once.
+    - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
+    - A server that is about to stop answers what it has in hand and ends the stream with OK.
+    """
 
 class ActionServerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -154,5 +180,24 @@ class ActionServerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_action_server_pb2.UndoResponse, _abc.Awaitable[_action_server_pb2.UndoResponse]]:
         """Takes back what `Do` with the same idempotency key did, however far it came."""
+
+    @_abc_1.abstractmethod
+    def Batch(
+        self,
+        request_iterator: _MaybeAsyncIterator[_action_server_pb2.BatchRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_action_server_pb2.BatchResponse], _abc.AsyncIterator[_action_server_pb2.BatchResponse]]:
+        """The same calls, many in a message. Optional: Do and Undo are enough for an action server, and each call here means exactly what it means
+        there. It costs both sides a fraction of what a call of its own costs.
+
+        A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
+        any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
+        - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
+          it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+        - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
+          there is no room for. The server goes on reading, so that this is said at once.
+        - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
+        - A server that is about to stop answers what it has in hand and ends the stream with OK.
+        """
 
 def add_ActionServerServicer_to_server(servicer: ActionServerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -165,6 +165,7 @@ class ErrorDetail(_message.Message):
     RETRYABLE_FIELD_NUMBER: _builtins.int
     DEFINITE_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """A stable word: "saga_not_found", "saga_exists", "invalid_definition", "store_unavailable", ... docs/operations.md lists them."""
     saga_id: _builtins.str
@@ -179,6 +180,10 @@ class ErrorDetail(_message.Message):
     """Sending the same request again can succeed without anything else being changed."""
     definite: _builtins.bool
     """False when the request may have taken effect although it is answered by an error. Repeat it (submit is idempotent) or read."""
+    retry_after_s: _builtins.float
+    """With RESOURCE_EXHAUSTED: how many seconds to leave this SEC node in peace before the same request is sent to it again; add a random time, since
+    many are refused at once. Another SEC node may be asked at once. 0: waiting does not help by itself.
+    """
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Every problem found, where more than one was looked for (the definition of a saga)."""
@@ -194,10 +199,11 @@ class ErrorDetail(_message.Message):
         retryable: _builtins.bool = ...,
         definite: _builtins.bool = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
+        retry_after_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "definite", b"definite", "hint", b"hint", "node", b"node", "problems", b"problems", "retryable", b"retryable", "saga_id", b"saga_id", "sec_node", b"sec_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "definite", b"definite", "hint", b"hint", "node", b"node", "problems", b"problems", "retry_after_s", b"retry_after_s", "retryable", b"retryable", "saga_id", b"saga_id", "sec_node", b"sec_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

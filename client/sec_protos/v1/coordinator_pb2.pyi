@@ -3,8 +3,8 @@
 isort:skip_file
 What an SEC node serves. Every SEC node of a cluster answers every call: nothing has to be sent to the owner of a saga.
 
-Every error status carries an ErrorDetail (common.proto). UNAVAILABLE, and only it, is worth sending again to another SEC node
-at once.
+Every error status carries an ErrorDetail (common.proto). UNAVAILABLE is worth sending again to another SEC node at once. So is
+RESOURCE_EXHAUSTED with `retry_after_s`: this SEC node has as much as it may hold, and did nothing. No other status is.
 """
 
 from collections import abc as _abc
@@ -131,6 +131,56 @@ NODE_STATE_UNDO_SKIPPED: NodeState.ValueType  # 13
 NODE_STATE_WAITING: NodeState.ValueType  # 14
 """It waits for a signal, or for an instant; `detail` says for which."""
 Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
+
+class _SecNodeCondition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SecNodeConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SecNodeCondition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEC_NODE_CONDITION_UNSPECIFIED: _SecNodeCondition.ValueType  # 0
+    SEC_NODE_CONDITION_WELL: _SecNodeCondition.ValueType  # 1
+    SEC_NODE_CONDITION_OVERLOADED: _SecNodeCondition.ValueType  # 2
+    """It brings forward what it has, and refuses what is new."""
+    SEC_NODE_CONDITION_STORE_SLOW: _SecNodeCondition.ValueType  # 3
+    """The store takes long to write."""
+    SEC_NODE_CONDITION_STALLED: _SecNodeCondition.ValueType  # 4
+    """What it has accepted does not come forward."""
+    SEC_NODE_CONDITION_WITHOUT_SESSION: _SecNodeCondition.ValueType  # 5
+    """It cannot take part, though the store answers: another SEC node has its name, say."""
+    SEC_NODE_CONDITION_STORE_FULL: _SecNodeCondition.ValueType  # 6
+    """The store is out of space and refuses to write."""
+    SEC_NODE_CONDITION_STORE_WITHOUT_QUORUM: _SecNodeCondition.ValueType  # 7
+    """The store has lost the majority of its members."""
+    SEC_NODE_CONDITION_STORE_UNREACHABLE: _SecNodeCondition.ValueType  # 8
+    """The store does not answer."""
+    SEC_NODE_CONDITION_DRAINED: _SecNodeCondition.ValueType  # 9
+    SEC_NODE_CONDITION_STOPPING: _SecNodeCondition.ValueType  # 10
+    """It is about to stop."""
+
+class SecNodeCondition(_SecNodeCondition, metaclass=_SecNodeConditionEnumTypeWrapper):
+    """How an SEC node is. It serves when it is WELL, OVERLOADED or STORE_SLOW."""
+
+SEC_NODE_CONDITION_UNSPECIFIED: SecNodeCondition.ValueType  # 0
+SEC_NODE_CONDITION_WELL: SecNodeCondition.ValueType  # 1
+SEC_NODE_CONDITION_OVERLOADED: SecNodeCondition.ValueType  # 2
+"""It brings forward what it has, and refuses what is new."""
+SEC_NODE_CONDITION_STORE_SLOW: SecNodeCondition.ValueType  # 3
+"""The store takes long to write."""
+SEC_NODE_CONDITION_STALLED: SecNodeCondition.ValueType  # 4
+"""What it has accepted does not come forward."""
+SEC_NODE_CONDITION_WITHOUT_SESSION: SecNodeCondition.ValueType  # 5
+"""It cannot take part, though the store answers: another SEC node has its name, say."""
+SEC_NODE_CONDITION_STORE_FULL: SecNodeCondition.ValueType  # 6
+"""The store is out of space and refuses to write."""
+SEC_NODE_CONDITION_STORE_WITHOUT_QUORUM: SecNodeCondition.ValueType  # 7
+"""The store has lost the majority of its members."""
+SEC_NODE_CONDITION_STORE_UNREACHABLE: SecNodeCondition.ValueType  # 8
+"""The store does not answer."""
+SEC_NODE_CONDITION_DRAINED: SecNodeCondition.ValueType  # 9
+SEC_NODE_CONDITION_STOPPING: SecNodeCondition.ValueType  # 10
+"""It is about to stop."""
+Global___SecNodeCondition: _TypeAlias = SecNodeCondition  # noqa: Y015
 
 @_typing.final
 class SagaSummary(_message.Message):
@@ -976,6 +1026,7 @@ class SecNode(_message.Message):
     OWNED_SAGAS_FIELD_NUMBER: _builtins.int
     STARTED_US_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     """Where it serves this service, as it advertises it."""
@@ -987,9 +1038,11 @@ class SecNode(_message.Message):
     """Sagas that it owns."""
     started_us: _builtins.int
     trouble: _builtins.str
-    """Why it does not serve, as sentences: it is drained, say, or sagas wait for it for too long. Empty when it serves. Known of the node that
-    answered only.
+    """Why it does not serve, or is not well, as sentences: it is drained, say, or sagas wait for it for too long. Empty when it is well. Known of the
+    node that answered only.
     """
+    condition: Global___SecNodeCondition.ValueType
+    """The same in one word. Known of the node that answered only."""
     def __init__(
         self,
         *,
@@ -1001,10 +1054,11 @@ class SecNode(_message.Message):
         owned_sagas: _builtins.int = ...,
         started_us: _builtins.int = ...,
         trouble: _builtins.str = ...,
+        condition: Global___SecNodeCondition.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "leader", b"leader", "name", b"name", "owned_sagas", b"owned_sagas", "started_us", b"started_us", "trouble", b"trouble", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "condition", b"condition", "draining", b"draining", "leader", b"leader", "name", b"name", "owned_sagas", b"owned_sagas", "started_us", b"started_us", "trouble", b"trouble", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -112,6 +112,7 @@ class CoordinatorServicer:
     def SubmitSaga(self, request, context):
         """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
         answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
+        RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,7 +180,7 @@ class CoordinatorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListNodes(self, request, context):
-        """The SEC nodes that hold a session now.
+        """The SEC nodes that hold a session now, and the one that answers, whose `condition` says whether it does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,8 +3,8 @@
 isort:skip_file
 What an SEC node serves. Every SEC node of a cluster answers every call: nothing has to be sent to the owner of a saga.
 
-Every error status carries an ErrorDetail (common.proto). UNAVAILABLE, and only it, is worth sending again to another SEC node
-at once.
+Every error status carries an ErrorDetail (common.proto). UNAVAILABLE is worth sending again to another SEC node at once. So is
+RESOURCE_EXHAUSTED with `retry_after_s`: this SEC node has as much as it may hold, and did nothing. No other status is.
 """
 
 from collections import abc as _abc
@@ -38,6 +38,7 @@ class CoordinatorStub:
     SubmitSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitSagaRequest, _coordinator_pb2.SubmitSagaResponse]
     """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
     answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
+    RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
     """
     StartSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StartSagaRequest, _coordinator_pb2.StartSagaResponse]
     """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
@@ -66,7 +67,7 @@ class CoordinatorStub:
     GetSagaLog: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaLogRequest, _coordinator_pb2.GetSagaLogResponse]
     """The saga log as it stands; of a log that is damaged, what stands before the damage."""
     ListNodes: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ListNodesRequest, _coordinator_pb2.ListNodesResponse]
-    """The SEC nodes that hold a session now."""
+    """The SEC nodes that hold a session now, and the one that answers, whose `condition` says whether it does."""
     DrainNode: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.DrainNodeRequest, _coordinator_pb2.DrainNodeResponse]
     """Lets an SEC node hand its sagas to the others and take no new ones; it goes on answering calls. Durable: acknowledged
     when recorded, carried out by the node itself.
@@ -86,6 +87,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     SubmitSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitSagaRequest, _coordinator_pb2.SubmitSagaResponse]  # type: ignore[assignment]
     """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
     answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
+    RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
     """
     StartSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StartSagaRequest, _coordinator_pb2.StartSagaResponse]  # type: ignore[assignment]
     """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
@@ -114,7 +116,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     GetSagaLog: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.GetSagaLogRequest, _coordinator_pb2.GetSagaLogResponse]  # type: ignore[assignment]
     """The saga log as it stands; of a log that is damaged, what stands before the damage."""
     ListNodes: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ListNodesRequest, _coordinator_pb2.ListNodesResponse]  # type: ignore[assignment]
-    """The SEC nodes that hold a session now."""
+    """The SEC nodes that hold a session now, and the one that answers, whose `condition` says whether it does."""
     DrainNode: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.DrainNodeRequest, _coordinator_pb2.DrainNodeResponse]  # type: ignore[assignment]
     """Lets an SEC node hand its sagas to the others and take no new ones; it goes on answering calls. Durable: acknowledged
     when recorded, carried out by the node itself.
@@ -137,6 +139,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_coordinator_pb2.SubmitSagaResponse, _abc.Awaitable[_coordinator_pb2.SubmitSagaResponse]]:
         """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
         answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
+        RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
         """
 
     @_abc_1.abstractmethod
@@ -219,7 +222,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.ListNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.ListNodesResponse, _abc.Awaitable[_coordinator_pb2.ListNodesResponse]]:
-        """The SEC nodes that hold a session now."""
+        """The SEC nodes that hold a session now, and the one that answers, whose `condition` says whether it does."""
 
     @_abc_1.abstractmethod
     def DrainNode(

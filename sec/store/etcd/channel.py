@@ -16,7 +16,7 @@ from aetcd import rpc
 
 from sec.store.etcd.config import Endpoint, EtcdConfig
 from sec.store.etcd.errors import Kind, Verdict, authentication_is_off, judge
-from sec.store.kv import Indeterminate, KvRefused, KvUnavailable
+from sec.store.kv import Indeterminate, KvError, KvRefused, KvUnavailable
 
 T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
@@ -171,6 +171,7 @@ class Pool:
         budget_s = self._config.timeout_s if timeout_s is None else timeout_s
         deadline = loop.time() + budget_s
         problem = f"Could not {what} on etcd within {budget_s:g} s."
+        known: KvError | None = None
         perhaps_done = False
         failures = tokens = 0
         while (remaining := deadline - loop.time()) > 0:
@@ -203,6 +204,7 @@ class Pool:
                 if verdict.kind in (Kind.FINAL, Kind.TOKEN):
                     raise verdict.error or KvRefused(verdict.message)
                 perhaps_done = perhaps_done or verdict.kind is Kind.UNKNOWN
+                known = verdict.error or known
             self.suspect(member)
             if perhaps_done and repeat is Repeat.NEVER:
                 break
@@ -210,7 +212,7 @@ class Pool:
             await self._pause(failures, deadline - loop.time())
         if perhaps_done and repeat is not Repeat.READ:
             raise Indeterminate(f"{problem} It may have been carried out all the same.")
-        raise KvUnavailable(problem)
+        raise known or KvUnavailable(problem)
 
     async def _attempt(self, what: str, member: Member, answer: Awaitable[T]) -> T:
         try:

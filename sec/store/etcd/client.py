@@ -8,8 +8,9 @@ from aetcd import rpc
 from sec.store.etcd import codec
 from sec.store.etcd.channel import Member, Metadata, Pool, Repeat
 from sec.store.etcd.config import EtcdConfig
+from sec.store.etcd.errors import says_full
 from sec.store.etcd.watch import WatchStream
-from sec.store.kv import Get, GetResult, LeaseId, LeaseNotFound, Revision, Txn, TxnResult, Watch
+from sec.store.kv import Get, GetResult, LeaseId, LeaseNotFound, Revision, Status, Txn, TxnResult, Watch
 
 
 class EtcdKv:
@@ -96,12 +97,12 @@ class EtcdKv:
 
         await self._pool.call(f"revoke the lease {lease:x}", send, repeat=Repeat.NEVER, timeout_s=timeout_s)
 
-    async def server_version(self) -> str:
+    async def status(self, *, timeout_s: float | None = None) -> Status:
         def send(member: Member, metadata: Metadata, attempt_s: float) -> Any:
             return member.maintenance.Status(rpc.StatusRequest(), metadata=metadata, timeout=attempt_s)
 
-        answer = await self._pool.call("ask for the version", send, repeat=Repeat.READ, timeout_s=None)
-        return str(answer.version)
+        answer = await self._pool.call("ask for the status", send, repeat=Repeat.READ, timeout_s=timeout_s)
+        return Status(str(answer.version), full=says_full(answer.errors))
 
     async def aclose(self) -> None:
         if self._opened is not None:

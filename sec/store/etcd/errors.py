@@ -6,12 +6,13 @@ Source of the texts: etcd's api/v3/v3rpc/rpctypes/error.go (3.4 to 3.6), and for
 load-balancing policies, which fail a call before it is given to any connection.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
 import grpc
 
-from sec.store.kv import Compacted, KvError, KvRefused, LeaseNotFound
+from sec.store.kv import Compacted, KvError, KvRefused, LeaseNotFound, NoQuorum, StoreFull
 
 
 class Kind(Enum):
@@ -29,7 +30,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`message` says what failed and where; `error` is set for FINAL."""
+    """`message` says what failed and where. `error` is what to raise: set for FINAL; for NOT_DONE when it says more than that."""
 
     kind: Kind
     message: str
@@ -40,8 +41,9 @@ _NEVER_SENT = ("failed to connect to all addresses", "dns resolution failed", "n
 """How gRPC's own status begins when a call found no connection to be sent on. (Transparent retries keep this true: they are only
 made of calls that no server has seen.)"""
 
-_TURNED_AWAY = ("etcdserver: no leader", "etcdserver: too many requests", "etcdserver: not capable", "not supported for learner")
-"""etcd says these before it proposes anything to its cluster."""
+_NO_LEADER = "etcdserver: no leader"
+_TURNED_AWAY = ("etcdserver: too many requests", "etcdserver: not capable", "not supported for learner")
+"""etcd says this and these before it proposes anything to its cluster."""
 
 _BAD_TOKEN = (
     "invalid auth token",
@@ -50,7 +52,9 @@ _BAD_TOKEN = (
     "revision in header is old",
 )
 
-_TOO_MUCH = ("database space exceeded", "request is too large", "larger than max")
+_FULL = "database space exceeded"
+_TOO_LARGE = ("request is too large", "larger than max")
+_FULL_ALARM = "alarm:nospace"
 
 _REFUSALS = frozenset(
     {
@@ -72,6 +76,8 @@ def judge(error: grpc.aio.AioRpcError, what: str, target: str) -> Verdict:
     text = details.lower()
     if code is grpc.StatusCode.UNAVAILABLE and text.startswith(_NEVER_SENT):
         return Verdict(Kind.NOT_DONE, message)
+    if _NO_LEADER in text:
+        return Verdict(Kind.NOT_DONE, message, NoQuorum(message))
     if _holds(text, _TURNED_AWAY):
         return Verdict(Kind.NOT_DONE, message)
     if code is grpc.StatusCode.UNAUTHENTICATED or _holds(text, _BAD_TOKEN):
@@ -88,7 +94,9 @@ def _final(code: grpc.StatusCode, text: str, message: str) -> KvError | None:
         return Compacted(message)
     if code in _REFUSALS:
         return KvRefused(message)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _holds(text, _TOO_MUCH):
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _FULL in text:
+        return StoreFull(message)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _holds(text, _TOO_LARGE):
         return KvRefused(message)
     if code is grpc.StatusCode.DATA_LOSS and "corrupt cluster" in text:
         return KvRefused(message)
@@ -106,6 +114,11 @@ def judge_cancelled_watch(reason: str, what: str, target: str) -> Verdict:
     if "compacted" in text:
         return Verdict(Kind.FINAL, message, Compacted(message))
     return Verdict(Kind.NOT_DONE, message)
+
+
+def says_full(errors: Iterable[str]) -> bool:
+    """Whether a member that gives its status lists the alarm that etcd is out of space."""
+    return any(_FULL_ALARM in error.lower() for error in errors)
 
 
 def authentication_is_off(error: grpc.aio.AioRpcError) -> bool:

@@ -24,7 +24,8 @@ from sec.store.kv import Compacted, KvError, KvRefused, KvUnavailable, Revision,
 from sec.store.watch_queue import WatchQueue
 
 MAX_WAITING_EVENTS = 50_000
-"""A watch whose consumer leaves so many events waiting is taken off the stream, and put back when they are gone: the store keeps
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+"""A watch whose consumer leaves so many events waiting, or so many bytes in them, is taken off the stream, and put back when they are gone: the store keeps
 them for us."""
 
 PAUSE_S = 0.1
@@ -257,7 +258,7 @@ class WatchStream:
             return
         watch.next = Revision(batch.revision + 1)
         watch.queue.push(batch)
-        if watch.queue.events > MAX_WAITING_EVENTS:
+        if watch.queue.events > MAX_WAITING_EVENTS or watch.queue.bytes > MAX_WAITING_BYTES:
             watch.paused = True
             self._take_off(watch)
 

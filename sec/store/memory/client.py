@@ -14,6 +14,7 @@ from sec.store.kv import (
     KvUnavailable,
     LeaseId,
     Revision,
+    Status,
     Txn,
     TxnResult,
     Watch,
@@ -140,8 +141,11 @@ class MemoryKv:
     async def lease_revoke(self, lease: LeaseId, *, timeout_s: float | None = None) -> None:
         await self._call(f"revoke the lease {lease:x}", lambda: self.etcd.lease_revoke(lease), timeout_s, write=True)
 
-    async def server_version(self) -> str:
-        return await self._call("ask for the version", lambda: self.etcd.version, None, write=False)
+    async def status(self, *, timeout_s: float | None = None) -> Status:
+        try:
+            return await self._call("ask for the status", self.etcd.status, timeout_s, write=False)
+        except Indeterminate as error:
+            raise KvUnavailable(str(error)) from None
 
     async def aclose(self) -> None:
         self._closed = True

@@ -31,6 +31,8 @@ from sec.store.kv import (
     Put,
     PutResult,
     Revision,
+    Status,
+    StoreFull,
     Target,
     Txn,
     TxnResult,
@@ -75,6 +77,8 @@ class MemoryEtcd:
 
     def __init__(self, *, max_txn_ops: int = MAX_TXN_OPS, max_txn_bytes: int = MAX_TXN_BYTES, version: str = "3.6.0") -> None:
         self.version = version
+        self.full = False
+        """Out of space: transactions are refused, those too that only read or delete, as etcd does when it is larger than its quota."""
         self.revision = Revision(1)
         """The store's. 1 when it is empty, as in etcd."""
         self.compacted = Revision(0)
@@ -88,6 +92,9 @@ class MemoryEtcd:
         self._watchers: dict[Watcher, None] = {}  # a set with an order
 
     # Reads
+
+    def status(self) -> Status:
+        return Status(self.version, self.full)
 
     def get(self, get: Get, revision: Revision | None = None) -> GetResult:
         """Reads now or at a revision."""
@@ -131,6 +138,8 @@ class MemoryEtcd:
         check_intervals(txn.otherwise)
         if (size := txn_bytes(txn)) > self._max_txn_bytes:
             raise KvRefused(f"The transaction is too large: {size} bytes, of at most {self._max_txn_bytes}.")
+        if self.full:
+            raise StoreFull("The transaction is refused: the store is out of space.")
         path: dict[int, bool] = {}
         self._compare_all(txn, path)
         self._check_leases(txn, path)
@@ -278,6 +287,8 @@ class MemoryEtcd:
     def lease_grant(self, ttl_s: int) -> LeaseId:
         if not 0 < ttl_s <= MAX_LEASE_TTL_S:
             raise KvRefused(f"A lease of {ttl_s} s cannot be granted.")
+        if self.full:
+            raise StoreFull(f"A lease of {ttl_s} s is refused: the store is out of space.")
         self._last_lease += 1
         lease = LeaseId(self._last_lease)
         ttl_s = max(ttl_s, MIN_LEASE_TTL_S)

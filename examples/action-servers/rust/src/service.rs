@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use prost::Message;
 use rusqlite::Transaction;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::action::{Action, Unsuccessful};
 use crate::sec::action_server_server::ActionServer;
 use crate::sec::do_response::Result as Outcome;
 use crate::sec::{
-    ActionDescription, Call, DescribeRequest, DescribeResponse, DoRequest, DoResponse, Error,
-    UndoRequest, UndoResponse,
+    ActionDescription, BatchRequest, BatchResponse, Call, DescribeRequest, DescribeResponse,
+    DoRequest, DoResponse, Error, UndoRequest, UndoResponse,
 };
 use crate::store::{
     DONE, Ended, FAILED, Store, UNDO_FAILED, UNDONE, known, remember, remember_epoch,
@@ -36,8 +36,19 @@ impl ActionServer for Service {
         let actions = self.actions.iter().map(describe).collect();
         Ok(Response::new(DescribeResponse {
             server_name: "rust".into(),
+            batches: false,
             actions,
         }))
+    }
+
+    type BatchStream = tonic::codegen::BoxStream<BatchResponse>;
+
+    /// Optional. `describe` does not say that it is there.
+    async fn batch(
+        &self,
+        _: Request<Streaming<BatchRequest>>,
+    ) -> Result<Response<Self::BatchStream>, Status> {
+        Err(Status::unimplemented("Calls come one by one here."))
     }
 
     async fn r#do(&self, message: Request<DoRequest>) -> Result<Response<DoResponse>, Status> {

@@ -29,7 +29,12 @@ export function actionService(name: string, actions: Action[], store: Store): Ac
       callback(null, {
         serverName: name,
         actions: actions.map(({ name, summary }) => ({ name, summary, schemas: undefined })),
+        batches: false,
       });
+    },
+    // Optional. `describe` does not say that it is there.
+    batch: (call) => {
+      call.emit("error", { code: status.UNIMPLEMENTED, details: "Calls come one by one here." });
     },
     do: answered(async (message: DoRequest) => {
       const [action, call] = offered(message.call);

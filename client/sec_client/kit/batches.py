@@ -1,0 +1,83 @@
+"""One stream of batched calls, as the contract has it (`Batch`): each call is delivered by itself, and what is ready is answered together."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+from sec_protos.v1 import action_server_pb2 as pb
+
+MAX_ANSWERS = 1_000
+MAX_ANSWER_BYTES = 1024 * 1024
+"""Of one message, unless a single answer is larger. What is ready meanwhile goes into the next."""
+
+Deliver = Callable[[pb.BatchedCall], Awaitable[pb.BatchedAnswer]]
+Detach = Callable[[Coroutine[Any, Any, None]], object]
+Write = Callable[[pb.BatchResponse], Awaitable[None]]
+
+
+class BatchStream:
+    """Serves one stream. `deliver` answers one call, and never raises; `detach` runs it to its end, whatever becomes of the stream.
+
+    It is read no further while its answers are not: what waits here is bounded by that, and by the deliveries that `deliver` lets in.
+    """
+
+    def __init__(self, deliver: Deliver, detach: Detach) -> None:
+        self._deliver = deliver
+        self._detach = detach
+        self._in_hand = 0
+        self._answers: list[pb.BatchedAnswer] = []
+        self._changed = asyncio.Event()
+        self._written = asyncio.Event()
+        self._ending = False
+
+    def end(self) -> None:
+        """Lets `serve` return when what is in hand has been answered."""
+        self._ending = True
+        self._changed.set()
+
+    async def serve(self, requests: AsyncIterator[pb.BatchRequest], write: Write) -> None:
+        """Takes calls until the other side ends the stream, or `end`; returns when all of them are answered. Cancelled when the connection breaks."""
+        reading = asyncio.create_task(self._read(requests))
+        try:
+            while self._in_hand or self._answers or not self._ending:
+                await self._changed.wait()
+                self._changed.clear()
+                while self._answers:
+                    await write(pb.BatchResponse(answers=self._take()))
+                    self._written.set()
+        finally:
+            reading.cancel()
+            await asyncio.wait([reading])
+        if not reading.cancelled() and (error := reading.exception()) is not None:
+            raise error
+
+    async def _read(self, requests: AsyncIterator[pb.BatchRequest]) -> None:
+        try:
+            async for request in requests:
+                for call in request.calls:
+                    self._in_hand += 1
+                    self._detach(self._one(call))
+                while len(self._answers) >= MAX_ANSWERS:
+                    self._written.clear()
+                    await self._written.wait()
+        finally:
+            self.end()
+
+    async def _one(self, call: pb.BatchedCall) -> None:
+        try:
+            answer = await self._deliver(call)
+            self._answers.append(answer)
+        finally:
+            self._in_hand -= 1
+            self._changed.set()
+
+    def _take(self) -> list[pb.BatchedAnswer]:
+        size = count = 0
+        for answer in self._answers[:MAX_ANSWERS]:
+            size += answer.ByteSize()
+            if count and size > MAX_ANSWER_BYTES:
+                break
+            count += 1
+        taken = self._answers[:count]
+        del self._answers[:count]
+        return taken

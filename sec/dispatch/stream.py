@@ -1,0 +1,152 @@
+"""Calls of one action server by its stream of batches (`Batch` of the contract): while one message is being sent the next one fills.
+
+Each call is what it would be by itself: it has its own time limit and its own answer or status. What has no answer when the stream ends has an
+unknown outcome, but for a server that takes no batches at all.
+"""
+
+import asyncio
+import itertools
+from collections import deque
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc
+
+from sec.core.records import Fault, Phase
+from sec.dispatch.calls import Answer, Call, Unanswered, do_answer, fill_request, status_answer, undo_answer
+
+MAX_CALLS = 1_000
+"""Of one message, by the contract."""
+MAX_BYTES = 1024 * 1024
+"""Of the payloads of one message. A call that is larger is better made by itself: the others would wait for it."""
+
+_Stream = grpc.aio.StreamStreamCall[action_server_pb2.BatchRequest, action_server_pb2.BatchResponse]
+_STATUSES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+@dataclass(slots=True)
+class _Waiting:
+    call: Call
+    size: int
+    answer: "asyncio.Future[Answer | None]"
+
+
+def payload_bytes(call: Call) -> int:
+    """How large a call is, but for its names."""
+    size = len(call.params.data) + sum(len(value.data) for value in call.inputs.values())
+    return size + (len(call.output.data) if call.output is not None else 0)
+
+
+class CallStream:
+    """One stream, from its first call to its end. `ended` says that it takes no more; `fit` that the server can be expected to take another."""
+
+    def __init__(self, stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str, max_output_bytes: int) -> None:
+        self.ended = False
+        self.fit = True
+        self._server = server
+        self._max_output_bytes = max_output_bytes
+        self._ids = itertools.count(1)
+        self._outbox: deque[int] = deque()
+        self._waiting: dict[int, _Waiting] = {}
+        self._wake = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._run(stub), name=f"batches for {server}")
+
+    async def call(self, call: Call) -> Answer | None:
+        """Makes one call. None: the server takes no batches, and has not begun with it. Never raises, but when cancelled."""
+        loop = asyncio.get_running_loop()
+        number = next(self._ids)
+        answer: asyncio.Future[Answer | None] = loop.create_future()
+        self._waiting[number] = _Waiting(call, payload_bytes(call), answer)
+        self._outbox.append(number)
+        self._wake.set()
+        limit = loop.call_later(call.timeout_s, self._too_late, number)
+        try:
+            return await answer
+        finally:
+            limit.cancel()
+            self._waiting.pop(number, None)
+
+    async def close(self) -> None:
+        """Ends the stream. Calls under way have an unknown outcome."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def _too_late(self, number: int) -> None:
+        waiting = self._waiting.get(number)
+        if waiting is not None and not waiting.answer.done():
+            status = grpc.StatusCode.DEADLINE_EXCEEDED
+            waiting.answer.set_result(status_answer(status, "no answer came in time.", self._server, waiting.call))
+
+    async def _run(self, stub: "action_server_pb2_grpc.ActionServerAsyncStub") -> None:
+        stream = stub.Batch()
+        writing = asyncio.get_running_loop().create_task(self._write(stream))
+        code, why = grpc.StatusCode.CANCELLED, "the connection was closed"
+        try:
+            async for response in stream:
+                for answer in response.answers:
+                    self._take(answer)
+            code, why = await stream.code(), "the server ended the stream of calls"
+        except grpc.aio.AioRpcError as error:
+            code, why = error.code(), error.details() or "the stream of calls broke"
+        finally:
+            stream.cancel()
+            writing.cancel()
+            await asyncio.wait([writing])
+            self._end(code, why)
+
+    async def _write(self, stream: _Stream) -> None:
+        """Sends what there is. When the stream is broken its reader says so."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._outbox:
+                try:
+                    await stream.write(self._message())
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    return
+
+    def _message(self) -> action_server_pb2.BatchRequest:
+        """As many of the calls that wait as fit into a message. A call that is not waited for any longer is not made."""
+        message = action_server_pb2.BatchRequest()
+        size = 0
+        while self._outbox and len(message.calls) < MAX_CALLS:
+            waiting = self._waiting.get(self._outbox[0])
+            if waiting is not None:
+                size += waiting.size
+                if message.calls and size > MAX_BYTES:
+                    break
+                batched = message.calls.add(id=self._outbox[0], timeout_s=waiting.call.timeout_s)
+                fill_request(batched.do_request if waiting.call.phase is Phase.DO else batched.undo_request, waiting.call)
+            self._outbox.popleft()
+        return message
+
+    def _end(self, code: grpc.StatusCode, why: str) -> None:
+        self.ended = True
+        self.fit = code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        for waiting in self._waiting.values():
+            if waiting.answer.done():
+                continue
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                waiting.answer.set_result(None)
+            else:
+                text = f'A call of "{waiting.call.action}" at {self._server} has no answer: {why}.'
+                waiting.answer.set_result(Unanswered(Fault(text, "unavailable")))
+
+    def _take(self, answered: action_server_pb2.BatchedAnswer) -> None:
+        waiting = self._waiting.get(answered.id)
+        if waiting is None or waiting.answer.done():
+            return
+        call = waiting.call
+        match answered.WhichOneof("result"), call.phase:
+            case "do_response", Phase.DO:
+                answer = do_answer(answered.do_response, self._server, call, self._max_output_bytes)
+            case "undo_response", Phase.UNDO:
+                answer = undo_answer(answered.undo_response)
+            case "status", _:
+                status = _STATUSES.get(answered.status.code, grpc.StatusCode.UNKNOWN)
+                answer = status_answer(status, answered.status.message, self._server, call)
+            case _:
+                text = f'The action server at {self._server} answered a call of "{call.action}" by what is no answer to it.'
+                answer = Unanswered(Fault(text, "empty_answer"))
+        waiting.answer.set_result(answer)

@@ -1,0 +1,251 @@
+"""Calls of an action server by its stream of batches, against a server that is told what to do with each message."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+import grpc.aio
+from sec_model import Payload
+from sec_protos.v1 import action_server_pb2 as pb
+from sec_protos.v1 import action_server_pb2_grpc, common_pb2
+from waiting_support import until
+
+from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
+from sec.dispatch import stream as stream_module
+from sec.dispatch.calls import Answered, Busy, Call, NotOffered, StaleEpoch, Unanswered
+from sec.dispatch.endpoint import Endpoint
+
+MAX_OUTPUT_BYTES = 1_000
+
+
+class EndOfStream(Exception):
+    """Raised by `play`: the server ends the stream in good order."""
+
+
+class Server(action_server_pb2_grpc.ActionServerServicer):
+    """Hands each message of a stream to `play`, and counts calls that come by themselves."""
+
+    def __init__(self, play: Callable[[pb.BatchRequest, Any], Awaitable[None]]) -> None:
+        self.messages: list[pb.BatchRequest] = []
+        self.by_themselves: list[pb.DoRequest] = []
+        self.streams = 0
+        self._play = play
+
+    async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802
+        return pb.DescribeResponse(actions=[pb.ActionDescription(name="step")], batches=True)
+
+    async def Do(self, request: Any, context: Any) -> pb.DoResponse:  # noqa: N802
+        self.by_themselves.append(request)
+        return _output(b"by itself")
+
+    async def Batch(self, requests: Any, context: Any) -> None:  # type: ignore[override] # noqa: N802
+        self.streams += 1
+        with suppress(EndOfStream):
+            async for message in requests:
+                self.messages.append(message)
+                await self._play(message, context)
+
+
+def _output(data: bytes) -> pb.DoResponse:
+    return pb.DoResponse(output=common_pb2.Payload(data=data))
+
+
+def _answers(*answers: pb.BatchedAnswer) -> pb.BatchResponse:
+    return pb.BatchResponse(answers=answers)
+
+
+def call(node: str, *, phase: Phase = Phase.DO, params: bytes = b"p", timeout_s: float = 600.0) -> Call:
+    return Call(
+        saga_id=SagaId("s1"),
+        saga_uid="u1",
+        node=NodePath(node),
+        action="step",
+        phase=phase,
+        idempotency_key=f"u1/{node}",
+        epoch=Epoch(7),
+        attempt=2,
+        sec_node=SecNodeName("n1"),
+        params=Payload("text/plain", params),
+        inputs={"a": Payload.json(1), "nothing": Payload()},
+        output=Payload.json("done") if phase is Phase.UNDO else None,
+        timeout_s=timeout_s,
+    )
+
+
+@asynccontextmanager
+async def connected(play: Callable[[pb.BatchRequest, Any], Awaitable[None]]) -> AsyncIterator[tuple[Server, Endpoint]]:
+    """The server on a real socket, and an endpoint that knows it."""
+    servicer, server = Server(play), grpc.aio.server()
+    action_server_pb2_grpc.add_ActionServerServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    endpoint = Endpoint(f"127.0.0.1:{port}", None, MAX_OUTPUT_BYTES, lambda: None)
+    try:
+        await until(lambda: endpoint.up)
+        yield servicer, endpoint
+    finally:
+        await endpoint.close()
+        await server.stop(0)
+
+
+async def answer_all(message: pb.BatchRequest, context: Any) -> None:
+    for each in reversed(message.calls):
+        if each.WhichOneof("request") == "undo_request":
+            await context.write(_answers(pb.BatchedAnswer(id=each.id, undo_response=pb.UndoResponse())))
+        else:
+            data = each.do_request.call.node.encode()
+            await context.write(_answers(pb.BatchedAnswer(id=each.id, do_response=_output(data))))
+
+
+async def test_calls_that_are_made_together_share_a_message_and_each_has_its_own_answer() -> None:
+    async with connected(answer_all) as (server, endpoint):
+        answers = await asyncio.gather(
+            *(endpoint.call(call(str(n))) for n in range(100)), endpoint.call(call("u", phase=Phase.UNDO))
+        )
+    assert answers == [*(Answered(Payload("", str(n).encode())) for n in range(100)), Answered(None)]
+    assert [len(message.calls) for message in server.messages] == [101]
+    assert not server.by_themselves
+
+
+async def test_a_call_says_all_that_it_says_by_itself() -> None:
+    async with connected(answer_all) as (server, endpoint):
+        await asyncio.gather(endpoint.call(call("n")), endpoint.call(call("n", phase=Phase.UNDO, timeout_s=60.0)))
+    do, undo = server.messages[0].calls
+    about = pb.Call(saga_id="s1", saga_uid="u1", node="n", action="step", idempotency_key="u1/n", epoch=7, attempt=2, sec_node="n1")
+    params = common_pb2.Payload(content_type="text/plain", data=b"p")
+    inputs = {"a": common_pb2.Payload(content_type="application/json", data=b"1"), "nothing": common_pb2.Payload()}
+    output = common_pb2.Payload(content_type="application/json", data=b'"done"')
+    assert do.do_request == pb.DoRequest(call=about, params=params, inputs=inputs)
+    assert undo.undo_request == pb.UndoRequest(call=about, params=params, inputs=inputs, output=output)
+    assert (do.timeout_s, undo.timeout_s) == (600.0, 60.0)
+    assert do.id != undo.id
+
+
+async def test_each_call_has_a_status_of_its_own() -> None:
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        codes = {"stale": 9, "busy": 8, "elsewhere": 12, "odd": 13}
+        for each in message.calls:
+            status = pb.BatchedStatus(code=codes[each.do_request.call.node], message="why")
+            await context.write(_answers(pb.BatchedAnswer(id=each.id, status=status)))
+
+    async with connected(play) as (_, endpoint):
+        answers = await asyncio.gather(*(endpoint.call(call(node)) for node in ("stale", "busy", "elsewhere", "odd")))
+        text = f'The action of "step" at {endpoint.address} ended with INTERNAL: why'
+    assert answers == [StaleEpoch("why"), Busy(), NotOffered(), Unanswered(Fault(text, "internal"))]
+
+
+async def test_what_is_no_answer_says_nothing_about_the_effect() -> None:
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        do, undo = message.calls
+        await context.write(
+            _answers(
+                pb.BatchedAnswer(id=do.id, undo_response=pb.UndoResponse()),
+                pb.BatchedAnswer(id=undo.id),
+                pb.BatchedAnswer(id=12345, do_response=_output(b"whose?")),
+            )
+        )
+
+    async with connected(play) as (_, endpoint):
+        answers = await asyncio.gather(endpoint.call(call("n")), endpoint.call(call("n", phase=Phase.UNDO)))
+    assert [answer.error.code for answer in answers if isinstance(answer, Unanswered)] == ["empty_answer", "empty_answer"]
+
+
+async def test_a_call_without_an_answer_ends_in_its_time_and_keeps_no_other_waiting() -> None:
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        silent = [each for each in message.calls if each.do_request.call.node != "answered"]
+        assert len(silent) == 1
+        await answer_all(pb.BatchRequest(calls=[each for each in message.calls if each not in silent]), context)
+
+    async with connected(play) as (_, endpoint):
+        silent, answered = await asyncio.gather(endpoint.call(call("silent", timeout_s=0.05)), endpoint.call(call("answered")))
+    assert isinstance(silent, Unanswered)
+    assert silent.error.code == "deadline_exceeded"
+    assert answered == Answered(Payload("", b"answered"))
+
+
+async def test_calls_have_unknown_outcomes_when_the_stream_breaks_and_the_next_one_begins_another() -> None:
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        if any(each.do_request.call.node == "break" for each in message.calls):
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "for the test")
+        await answer_all(message, context)
+
+    async with connected(play) as (server, endpoint):
+        answers = await asyncio.gather(endpoint.call(call("break")), endpoint.call(call("beside")))
+        assert [a.error.code for a in answers if isinstance(a, Unanswered)] == ["unavailable", "unavailable"]
+        assert await endpoint.call(call("after")) == Answered(Payload("", b"after"))
+        assert server.streams == 2
+        assert not server.by_themselves
+
+
+async def test_a_server_that_ends_the_stream_leaves_outcomes_unknown() -> None:
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        raise EndOfStream
+
+    async with connected(play) as (_, endpoint):
+        answer = await endpoint.call(call("n"))
+    assert isinstance(answer, Unanswered)
+    assert answer.error.code == "unavailable"
+
+
+async def test_a_server_that_takes_no_batches_after_all_is_called_by_itself() -> None:
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no batches here")
+
+    async with connected(play) as (server, endpoint):
+        answers = await asyncio.gather(endpoint.call(call("a")), endpoint.call(call("b")))
+        assert answers == [Answered(Payload("", b"by itself"))] * 2
+        assert await endpoint.call(call("c")) == Answered(Payload("", b"by itself"))
+        assert (len(server.by_themselves), server.streams) == (3, 1)
+
+
+async def test_a_stream_that_broke_for_what_was_in_it_is_not_begun_again() -> None:
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 1)")
+
+    async with connected(play) as (server, endpoint):
+        first = await endpoint.call(call("n"))
+        assert isinstance(first, Unanswered), "not busy: it may have begun"
+        assert await endpoint.call(call("n")) == Answered(Payload("", b"by itself"))
+        assert server.streams == 1
+
+
+async def test_a_large_call_is_made_by_itself_and_messages_are_bounded(monkeypatch: Any) -> None:
+    monkeypatch.setattr(stream_module, "MAX_BYTES", 1_000)
+    monkeypatch.setattr(stream_module, "MAX_CALLS", 3)
+    monkeypatch.setattr("sec.dispatch.endpoint.MAX_BYTES", 1_000)
+    async with connected(answer_all) as (server, endpoint):
+        large = endpoint.call(call("large", params=b"p" * 2_000))
+        some = [endpoint.call(call(f"n{n}", params=b"p" * 400)) for n in range(4)]
+        small = [endpoint.call(call(f"s{n}")) for n in range(4)]
+        await asyncio.gather(large, *some, *small)
+    assert [request.call.node for request in server.by_themselves] == ["large"]
+    assert [[each.do_request.call.node for each in message.calls] for message in server.messages] == [
+        ["n0", "n1"],
+        ["n2", "n3", "s0"],
+        ["s1", "s2", "s3"],
+    ]
+
+
+async def test_a_call_that_is_given_up_before_it_is_sent_is_not_made(monkeypatch: Any) -> None:
+    monkeypatch.setattr(stream_module, "MAX_CALLS", 1)
+    async with connected(answer_all) as (server, endpoint):
+        first, given_up, last = (asyncio.create_task(endpoint.call(call(name))) for name in ("first", "given up", "last"))
+        await asyncio.sleep(0)  # they have begun, and the first is about to be sent
+        given_up.cancel()
+        await asyncio.wait([first, given_up, last])
+        assert given_up.cancelled()
+        assert last.result() == Answered(Payload("", b"last"))
+    assert [each.do_request.call.node for message in server.messages for each in message.calls] == ["first", "last"]
+
+
+async def test_an_output_that_is_too_large_is_no_failure() -> None:
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        (each,) = message.calls
+        await context.write(_answers(pb.BatchedAnswer(id=each.id, do_response=_output(b"x" * (MAX_OUTPUT_BYTES + 1)))))
+
+    async with connected(play) as (_, endpoint):
+        answer = await endpoint.call(call("n"))
+    assert isinstance(answer, Unanswered)
+    assert answer.error.code == "output_too_large"
