@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test examples chaos chaos-bugs conformance mutants sim sim-bugs bench bench-failover gen check-gen lint format types imports check clean
+.PHONY: help install demo test examples chaos chaos-bugs conformance mutants sim sim-bugs bench bench-failover gen check-gen protos lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
@@ -82,6 +82,14 @@ check-gen: $(INSTALLED) ## Fail when what `make gen` generates is not what is th
 	      { echo 'client/sec_protos is not what protos/ generates: run "make gen".' >&2; exit 1; }; }
 	@$(BIN)/python tools/gen_diagram.py --check
 	@echo "Generated code and diagram are up to date."
+
+BUF := npm exec --yes --package=@bufbuild/buf@1.74.0 -- buf
+
+protos: ## Check the style of protos/, and that they are compatible with those of each release (buf.yaml); needs npm
+	@command -v npm >/dev/null || { echo 'make: "npm" was not found: buf, which checks the protos, comes with it.' >&2; exit 1; }
+	@$(BUF) lint
+	@for release in protos/released/*.binpb; do $(BUF) breaking --against "$$release" || exit 1; done
+	@echo "The protos are well-formed, and compatible with those of each release."
 
 lint: $(INSTALLED) ## Check style (ruff)
 	@$(BIN)/ruff check .

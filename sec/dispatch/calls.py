@@ -16,8 +16,9 @@ from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 _STALE = grpc.StatusCode.FAILED_PRECONDITION
 _NOT_OFFERED = grpc.StatusCode.UNIMPLEMENTED
 _BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
-_TOO_LARGE = "larger than max"
-"""What gRPC itself says, with the status of a busy server, of a message beyond a limit. Making the call again does not help that."""
+_TOO_LARGE = ("larger than max", "exceeds maximum size")
+"""What gRPC itself says (its C core and Go, Java), with the status of a busy server, of a message beyond a limit. Making the call again does not help
+that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def status_answer(status: grpc.StatusCode, details: str, server: str, call: Call
         return StaleEpoch(details)
     if status is _NOT_OFFERED:
         return NotOffered()
-    if status is _BUSY and _TOO_LARGE not in details:
+    if status is _BUSY and not any(said in details for said in _TOO_LARGE):
         return Busy()
     half = "action" if call.phase is Phase.DO else "undo action"
     return Unanswered(Fault(f'The {half} of "{call.action}" at {server} ended with {status.name}: {details}', status.name.lower()))
