@@ -1,45 +1,46 @@
-"""Reads of many keys, one page after the other."""
+"""Reads that belong together."""
 
 import pytest
 
-from sec.store import reads
-from sec.store.kv import Compacted, Kv, Put, Revision, Txn
-from sec.store.memory import MemoryEtcd
-from sec.store.reads import keys_under
+from sec.store.kv import Get, GetResult, Put, Revision, Txn
+from sec.store.memory import MemoryEtcd, MemoryKv
+from sec.store.reads import read_together
+
+A, B = Get(b"/a"), Get(b"/b")
 
 
-async def write(kv: Kv, *keys: bytes) -> Revision:
-    return (await kv.txn(Txn(then=[Put(key, b"value") for key in keys]))).revision
+class Meddler(MemoryKv):
+    """Between the first read and the others somebody writes, and the first time compacts as well."""
+
+    def __init__(self, etcd: MemoryEtcd) -> None:
+        super().__init__(etcd)
+        self.reads = 0
+
+    async def get(
+        self, get: Get, *, revision: Revision | None = None, serializable: bool = False, timeout_s: float | None = None
+    ) -> GetResult:
+        result = await super().get(get, revision=revision, serializable=serializable, timeout_s=timeout_s)
+        self.reads += 1
+        if get is A:
+            self.etcd.txn(Txn(then=[Put(b"/a", b"%d" % self.reads), Put(b"/b", b"%d" % self.reads)]))
+        if self.reads == 1:
+            self.etcd.compact(self.etcd.revision)
+        return result
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 6, 7])
-async def test_all_keys_under_a_prefix_are_read_in_pages(memory_kv: Kv, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(reads, "PAGE", 3)
-    wanted = [b"/a/%d" % n for n in range(count)]
-    await write(memory_kv, b"/0", b"/a", b"/b/1", *wanted)
-    assert (await keys_under(memory_kv, b"/a/"))[0] == wanted
+async def test_they_are_as_of_one_revision_though_it_changes_and_is_compacted_meanwhile() -> None:
+    kv = Meddler(MemoryEtcd())
+    await kv.txn(Txn(then=[Put(b"/a", b"0"), Put(b"/b", b"0")]))
+    a, b, missing = await read_together(kv, [A, B, Get(b"/c")])
+    assert a.items[0].value == b.items[0].value == b"1"
+    assert a.items[0].mod_revision == b.items[0].mod_revision
+    assert not missing.items
+    await kv.aclose()
 
 
-async def test_what_changes_between_two_pages_is_not_seen(memory_kv: Kv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "PAGE", 1)
-    before = await write(memory_kv, b"/a/1", b"/a/2", b"/b/1")
-    get, pages = memory_kv.get, 0
-
-    async def get_and_write(*args: object, **kwargs: object) -> object:
-        nonlocal pages
-        pages += 1
-        answer = await get(*args, **kwargs)  # type: ignore[arg-type]
-        await write(memory_kv, b"/a/3", b"/b/2")
-        return answer
-
-    monkeypatch.setattr(memory_kv, "get", get_and_write)
-    keys, revision = await keys_under(memory_kv, b"/a/")
-    assert (keys, revision, pages) == ([b"/a/1", b"/a/2"], before, 2)
-    assert await keys_under(memory_kv, b"/b/", revision) == ([b"/b/1"], revision)
-
-
-async def test_a_revision_that_the_store_has_forgotten_is_an_error(memory_etcd: MemoryEtcd, memory_kv: Kv) -> None:
-    old = await write(memory_kv, b"/a/1")
-    memory_etcd.compact(await write(memory_kv, b"/a/2"))
-    with pytest.raises(Compacted):
-        await keys_under(memory_kv, b"/a/", old)
+async def test_no_transaction_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that only reads kills the etcd of some versions when it is cut off."""
+    kv = MemoryKv(MemoryEtcd())
+    monkeypatch.delattr(MemoryKv, "txn")
+    assert [result.items for result in await read_together(kv, [A, B])] == [(), ()]
+    await kv.aclose()
