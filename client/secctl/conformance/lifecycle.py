@@ -94,7 +94,7 @@ class Running:
         slow: asyncio.Future[object] = asyncio.ensure_future(
             self.server.send(trial.do_message("slow", amount=3, sleep_ms=_SLOW_MS))
         )
-        await self.server.describe()  # sent later on the same connection, and answered
+        await self.server.caught_up()
         return slow
 
 

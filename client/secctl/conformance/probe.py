@@ -101,6 +101,11 @@ class Server:
         """Raises `grpc.aio.AioRpcError`."""
         return await self.stub.Describe(pb.DescribeRequest(), timeout=self.patience_s)
 
+    async def caught_up(self) -> None:
+        """Returns once the calls have arrived that were begun before. Raises `grpc.aio.AioRpcError`."""
+        await self.describe()  # meanwhile they are sent
+        await self.describe()  # sent behind them on the same connection, and answered
+
     async def health(self) -> int:
         """The status of the actions, as the health service has it. Raises `grpc.aio.AioRpcError`."""
         answer = await self._health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=self.patience_s)  # type: ignore[attr-defined] # missing in the stubs
