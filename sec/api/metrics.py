@@ -1,9 +1,9 @@
-"""What an SEC node tells Prometheus, over HTTP on an address of its own. Gauges are read when they are asked for, on the thread of the HTTP server;
-so what they read must be readable at any instant.
-"""
+"""What an SEC node tells Prometheus, over HTTP on an address of its own. Gauges are read when they are asked for, in a turn of the node's event loop."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
@@ -18,6 +18,8 @@ from sec.node.health import Condition
 from sec.node.node import SecNode
 
 _COURSES = (Course.RUNNING, Course.UNWINDING, Course.STUCK)
+LONGEST_READ_S = 5.0
+"""A node whose event loop has no turn for so long does not answer, which a scrape sees."""
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -26,8 +28,22 @@ class _Now(Collector):
 
     def __init__(self, node: SecNode) -> None:
         self._node = node
+        self._loop = asyncio.get_running_loop()
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterable[Metric]:
+        """Called on a thread of the HTTP server."""
+        read: Future[list[Metric]] = Future()
+
+        def read_now() -> None:
+            try:
+                read.set_result(list(self._metrics()))
+            except Exception as error:
+                read.set_exception(error)
+
+        self._loop.call_soon_threadsafe(read_now)
+        return read.result(LONGEST_READ_S)
+
+    def _metrics(self) -> Iterator[Metric]:
         node = self._node
         owned = Counter(driver.state.course for driver in node.owner.drivers_now())
         states = {str(course.value): owned[course] for course in _COURSES} | {"corrupt": len(node.owner.unreadable)}
@@ -61,7 +77,7 @@ class _Now(Collector):
 
 
 class Metrics:
-    """Serves the metrics of one node, from when it is made until `close`. Raises `CannotListen`."""
+    """Serves the metrics of one node, from when it is made, in its event loop, until `close`. Raises `CannotListen`."""
 
     def __init__(self, node: SecNode, host: str, port: int) -> None:
         registry = CollectorRegistry()

@@ -44,7 +44,7 @@ async def test_a_node_tells_of_its_sagas_its_writes_and_its_calls() -> None:
             assert (told['sec_condition{condition="well"}'], told['sec_condition{condition="overloaded"}']) == (1, 0)
             assert (told['sec_bound_used{bound="active"}'], told['sec_bound{bound="active"}']) == (1, 1)
             assert (told["sec_calls_in_progress"], told['sec_refused_total{bound="active"}']) == (1, 0)
-            async with Client(c.members["n1"].address, timeout_s=0.5) as impatient:
+            async with Client(c.members["n1"].address, timeout_s=2) as impatient:
                 with pytest.raises(Overloaded):
                     await impatient.submit(chain("a"))
             told = await asyncio.to_thread(fetch)
