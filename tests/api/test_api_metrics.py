@@ -49,7 +49,7 @@ async def test_a_node_tells_of_its_sagas_its_writes_and_its_calls() -> None:
                     await impatient.submit(chain("a"))
             told = await asyncio.to_thread(fetch)
             assert (told['sec_condition{condition="well"}'], told['sec_condition{condition="overloaded"}']) == (0, 1)
-            assert told['sec_refused_total{bound="active"}'] == 1
+            assert told['sec_refused_total{bound="active"}'] >= 1
             world.gate.set()
             await client.wait("s1", timeout_s=20)
             assert (await asyncio.to_thread(fetch))['sec_sagas_owned{state="running"}'] == 0

@@ -229,7 +229,7 @@ async def test_beyond_all_that_grpc_itself_refuses_and_the_client_takes_it_for_w
             await until(lambda: member.node.door.used()[Bound.READS] == (2, 2))
             health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined] # missing in the stubs
             await health.read()
-            async with Client(member.address, timeout_s=0.5) as impatient:
+            async with Client(member.address, timeout_s=2) as impatient:
                 with pytest.raises(Overloaded, match="Concurrent RPC limit exceeded") as caught:
                     await impatient.nodes()
             assert (caught.value.retryable, caught.value.retry_after_s) == (True, 1.0)
@@ -348,7 +348,7 @@ async def test_a_store_that_is_full_refuses_submits_and_nothing_is_lost() -> Non
 async def test_a_client_whose_time_is_up_says_that_there_is_no_room() -> None:
     async with cluster("n1", bounds=Bounds(active=1)) as c, c.client() as client:
         await client.submit(chain("a"), saga_id="s1")
-        async with Client(c.members["n1"].address, timeout_s=0.5) as impatient:
+        async with Client(c.members["n1"].address, timeout_s=2) as impatient:
             with pytest.raises(Overloaded, match='The submit of saga "s2" was refused') as caught:
                 await impatient.submit(chain("a"), saga_id="s2")
         assert (caught.value.code, caught.value.definite, caught.value.retry_after_s) == ("overloaded", True, 1.0)
