@@ -28,7 +28,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=RATE_PER_S, metavar="SAGAS/S")
     parser.add_argument("--etcd-binary", metavar="PATH")
-    parser.add_argument("kinds", nargs="*", choices=[[], *KINDS], help="only these")
+    parser.add_argument(
+        "kinds", nargs="*", choices=[[], *map(str, KINDS)], metavar="KINDS", help=f"only these, of {', '.join(KINDS)}"
+    )
     given = parser.parse_args()
     wanted = [kind for kind in KINDS if kind in (given.kinds or KINDS)]
     here = possible(ETCD_MEMBERS, given.etcd_binary)
