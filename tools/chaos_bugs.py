@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("words", nargs="*")
     given = parser.parse_args()
     wanted = [bug for bug in BUGS if not given.words or any(word in bug.mutant.what for word in given.words)]
-    stale = [bug.mutant for bug in wanted if (ROOT / bug.mutant.file).read_text(encoding="utf-8").count(bug.mutant.rule) != 1]
+    stale = [bug.mutant for bug in wanted if not bug.mutant.fits()]
     for mutant in stale:
         print(f'The bug "{mutant.what}" cannot be made: its rule is not in {mutant.file}, or more than once.', file=sys.stderr)
     if stale or not wanted:

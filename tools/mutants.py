@@ -33,6 +33,10 @@ class Mutant:
     rule: str
     mistake: str
 
+    def fits(self) -> bool:
+        """Whether the rule stands in the code, once."""
+        return (ROOT / self.file).read_text(encoding="utf-8").count(self.rule) == 1
+
 
 MUTANTS = [
     # the transition table
@@ -251,7 +255,7 @@ MUTANTS = [
 
 def main(words: Sequence[str]) -> int:
     wanted = [m for m in MUTANTS if not words or any(word in m.what for word in words)]
-    stale = [m for m in wanted if (ROOT / m.file).read_text(encoding="utf-8").count(m.rule) != 1]
+    stale = [m for m in wanted if not m.fits()]
     for mutant in stale:
         print(f'The mutant "{mutant.what}" cannot be made: its rule is not in {mutant.file}, or more than once.', file=sys.stderr)
     if stale or not wanted:

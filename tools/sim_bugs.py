@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument("words", nargs="*")
     given = parser.parse_args()
     wanted = [bug for bug in BUGS if not given.words or any(word in bug.what for word in given.words)]
-    stale = [bug for bug in wanted if (ROOT / bug.file).read_text(encoding="utf-8").count(bug.rule) != 1]
+    stale = [bug for bug in wanted if not bug.fits()]
     for bug in stale:
         print(f'The bug "{bug.what}" cannot be made: its rule is not in {bug.file}, or more than once.', file=sys.stderr)
     if stale or not wanted:

@@ -58,7 +58,7 @@ def detail(error: object) -> common_pb2.ErrorDetail:
 
 async def test_ten_times_what_a_node_may_hold() -> None:
     world = World(do={"a": ["hold"] * 1_000})
-    async with cluster("n1", bounds=SMALL) as c, c.client() as client:
+    async with cluster("n1", bounds=SMALL, lease_ttl_s=30) as c, c.client() as client:  # this keeps the event loop busy
         await c.serve(world.server())
         member = c.members["n1"]
         node, most = member.node, Counter[Bound]()
