@@ -140,6 +140,8 @@ class Delivery:
     end_us: int = 0
     again: bool = False
     """It was made by the action server itself: a copy of one that an SEC node had made."""
+    batched: bool = False
+    """It came in a batch of calls."""
 
 
 class DamagedHistory(Exception):

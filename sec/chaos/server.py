@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import grpc
 import grpc.aio
-from sec_client.kit import ActionFailed, ActionServer, Call, SqliteStore, Unavailable
+from sec_client.kit import ActionFailed, ActionServer, Call, Incoming, Response, SqliteStore, Status, Unavailable
 from sec_model.codec import payload_from_proto
 from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import action_server_pb2_grpc
@@ -33,9 +33,8 @@ _TABLES = (
 _AGAIN = ("sec-chaos-again", "1")
 """Metadata of a delivery that this server makes to itself."""
 _AGAIN_TIMEOUT_S = 10.0
-_PATHS = {"/sec.v1.ActionServer/Do": "do", "/sec.v1.ActionServer/Undo": "undo"}
 
-Handler = Callable[[Any, Any], Awaitable[Any]]
+Deliver = Callable[[], Awaitable[Response | Status]]
 
 
 def journal_of(folder: Path, name: str) -> Path:
@@ -75,8 +74,8 @@ async def _open(call: Call) -> Any:
     return db
 
 
-class Journal(grpc.aio.ServerInterceptor):
-    """Writes down each delivery before the kit sees it, and its answer; makes deliveries come twice, late or never, and answers too.
+class Journal:
+    """Middleware that writes down each delivery before the kit sees it, and its answer; makes deliveries come twice, late or never, and answers too.
 
     What comes again later comes through the port, as from outside, with all that the SEC node had sent.
     """
@@ -88,36 +87,24 @@ class Journal(grpc.aio.ServerInterceptor):
         self._numbers = itertools.count(1)
         self._later: set[asyncio.Task[None]] = set()
 
-    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
-        handler = await continuation(details)
-        phase = _PATHS.get(details.method)
-        if handler is None or phase is None:
-            return handler
-        return grpc.unary_unary_rpc_method_handler(
-            self._wrapped(phase, handler.unary_unary), handler.request_deserializer, handler.response_serializer
-        )
-
-    def _wrapped(self, phase: str, inner: Handler) -> Handler:
-        async def deliver(message: pb.DoRequest | pb.UndoRequest, context: Any) -> Any:
-            about = message.call
-            params = payload_from_proto(message.params).value() or {}
-            if _AGAIN in (context.invocation_metadata() or ()):
-                return await self._one(phase, inner, message, context, again=True)
-            astray = params.get("astray", {}).get(about.node, 0)
-            if about.attempt <= (astray if phase == "do" else min(astray, 1)):
-                self._deliver_later(message, params["astray_s"][about.node])
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "The delivery has gone astray on purpose.")
-            if (again_s := params.get("again", {}).get(about.node)) is not None:
-                self._deliver_later(message, again_s)
-            answer = await self._one(phase, inner, message, context)
-            if about.attempt <= params.get("twice", {}).get(about.node, 0):
-                answer = await self._one(phase, inner, message, context)
-            await asyncio.sleep(params.get("late", {}).get(about.node, 0.0))
-            if about.attempt <= params.get("lost", {}).get(about.node, 0):
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "The answer is lost on purpose.")
-            return answer
-
-        return deliver
+    async def __call__(self, incoming: Incoming, deliver: Deliver) -> Response | Status:
+        message, about = incoming.message, incoming.message.call
+        params = payload_from_proto(message.params).value() or {}
+        if _AGAIN[0] in incoming.metadata:
+            return await self._one(incoming, deliver, again=True)
+        astray = params.get("astray", {}).get(about.node, 0)
+        if about.attempt <= (astray if isinstance(message, pb.DoRequest) else min(astray, 1)):
+            self._deliver_later(message, params["astray_s"][about.node])
+            return Status(grpc.StatusCode.UNAVAILABLE, "The delivery has gone astray on purpose.")
+        if (again_s := params.get("again", {}).get(about.node)) is not None:
+            self._deliver_later(message, again_s)
+        answer = await self._one(incoming, deliver)
+        if about.attempt <= params.get("twice", {}).get(about.node, 0):
+            answer = await self._one(incoming, deliver)
+        await asyncio.sleep(params.get("late", {}).get(about.node, 0.0))
+        if about.attempt <= params.get("lost", {}).get(about.node, 0):
+            return Status(grpc.StatusCode.UNAVAILABLE, "The answer is lost on purpose.")
+        return answer
 
     def _deliver_later(self, message: pb.DoRequest | pb.UndoRequest, after_s: float) -> None:
         task = asyncio.create_task(self._deliver_again(message, after_s))
@@ -134,32 +121,27 @@ class Journal(grpc.aio.ServerInterceptor):
                 else:
                     await stub.Undo(message, timeout=_AGAIN_TIMEOUT_S, metadata=(_AGAIN,))
 
-    async def _one(
-        self, phase: str, inner: Handler, message: pb.DoRequest | pb.UndoRequest, context: Any, *, again: bool = False
-    ) -> Any:
-        about = message.call
+    async def _one(self, incoming: Incoming, deliver: Deliver, *, again: bool = False) -> Response | Status:
+        about = incoming.message.call
         number = f"{os.getpid()}-{next(self._numbers)}"
         arrival = {
             "id": number,
             "at_us": now_us(),
             "saga_id": about.saga_id,
             "node": about.node,
-            "phase": phase,
+            "phase": "do" if isinstance(incoming.message, pb.DoRequest) else "undo",
             "key": about.idempotency_key,
             "epoch": about.epoch,
             "attempt": about.attempt,
             "sec_node": about.sec_node,
             "again": again,
+            "batched": incoming.batched,
         }
         write_line(self._file, arrival)
         outcome = "cut off"
         try:
-            answer = await inner(message, context)
-            outcome = "failure" if answer.HasField("failure") else "output"
-        except BaseException:
-            code = context.code()
-            outcome = getattr(code, "name", str(code)) if code else outcome
-            raise
+            answer = await deliver()
+            outcome = answer.code.name if isinstance(answer, Status) else "failure" if answer.HasField("failure") else "output"
         finally:
             write_line(self._file, {"id": number, "outcome": outcome, "end_us": now_us()})
         return answer
@@ -167,7 +149,7 @@ class Journal(grpc.aio.ServerInterceptor):
 
 def make_server(folder: Path, name: str, journal: Journal) -> ActionServer:
     """The server, which keeps its marks and effects in `folder`."""
-    server = ActionServer(name, store=SqliteStore(folder / DATABASE), max_concurrency=500, interceptors=[journal])
+    server = ActionServer(name, store=SqliteStore(folder / DATABASE), max_concurrency=500, middleware=journal)
     server.action(ACTION)(do).undo(undo)
     return server
 

@@ -53,6 +53,7 @@ def was_chaos(left: Path) -> None:
     assert {"kill", "stop"} <= {fault.how for fault in faults}
     assert any(fault.other for fault in faults)
     assert any(delivery.again for delivery in evidence.deliveries)
+    assert any(delivery.batched for delivery in evidence.deliveries)
     assert any(isinstance(entry.record, OwnerChanged) for log in evidence.logs.values() for entry in log.entries)
     assert {event.call for event in evidence.events if isinstance(event, ClientCall)} == {"submit", "command"}
     assert {Observed, Read, Cluster} <= {type(event) for event in evidence.events}

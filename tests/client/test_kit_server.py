@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from client_support import DEADLINE_S, Actions, FakeNode, eventually, refusal, serving, status_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sec_client import SagaError, Tls
-from sec_client.kit import ActionServer, Call, MemoryStore, Phase, SqliteStore
+from sec_client.kit import ActionServer, Call, Incoming, MemoryStore, Phase, Response, SqliteStore, Status
 from sec_client.kit.__main__ import load, main
 from sec_model import Payload
 from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc, coordinator_pb2
@@ -75,6 +76,31 @@ async def test_interceptors_come_before_the_kit() -> None:
         described = await actions.stub.Describe(action_server_pb2.DescribeRequest())
         assert not described.batches, "they would not see each delivery"
     assert not called
+
+
+@pytest.mark.parametrize("batched", [False, True])
+async def test_middleware_is_around_each_delivery_of_a_batch_too(batched: bool) -> None:
+    seen: list[tuple[str, str, bool]] = []
+
+    async def around(incoming: Incoming, deliver: Callable[[], Awaitable[Response | Status]]) -> Response | Status:
+        about = incoming.message.call
+        seen.append((type(incoming.message).__name__, about.idempotency_key, incoming.batched))
+        if about.epoch == 13:
+            return Status(grpc.StatusCode.PERMISSION_DENIED, "nobody may call in this epoch")
+        await deliver()
+        return await deliver()
+
+    made, ran = server(middleware=around), []
+    made.action("look", undo=None)(lambda call: ran.append(call.key))
+    async with serving(made, batched=batched) as actions:
+        assert (await actions.do("look", "k1")).HasField("output")
+        assert not (await actions.undo("look", "k1")).HasField("failure")
+        assert await status_of(actions.do("look", "k2", epoch=13)) == (
+            grpc.StatusCode.PERMISSION_DENIED,
+            "nobody may call in this epoch",
+        )
+    assert ran == ["k1"], "what is delivered twice is had once"
+    assert seen == [("DoRequest", "k1", batched), ("UndoRequest", "k1", batched), ("DoRequest", "k2", batched)]
 
 
 async def test_a_server_that_stops_answers_what_it_has_in_hand_and_ends_the_stream() -> None:

@@ -8,6 +8,7 @@ from sec_model import Payload
 from sec_client.kit.actions import Action
 from sec_client.kit.call import ActionFailed, Call, Inputs, Unavailable
 from sec_client.kit.server import ActionServer
+from sec_client.kit.service import Incoming, Middleware, Response, Status
 from sec_client.kit.sqlite import SqliteStore
 from sec_client.kit.store import MemoryStore, Store, StoreError
 from sec_client.transport import Tls
@@ -18,11 +19,15 @@ __all__ = [
     "ActionFailed",
     "ActionServer",
     "Call",
+    "Incoming",
     "Inputs",
     "MemoryStore",
+    "Middleware",
     "Payload",
     "Phase",
+    "Response",
     "SqliteStore",
+    "Status",
     "Store",
     "StoreError",
     "Tls",

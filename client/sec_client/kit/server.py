@@ -14,7 +14,7 @@ from sec_protos.v1 import action_server_pb2_grpc
 
 from sec_client.kit.actions import MISSING, Action, Actions, Handler, JsonSchema, Missing
 from sec_client.kit.registration import Registration
-from sec_client.kit.service import ActionService
+from sec_client.kit.service import ActionService, Middleware
 from sec_client.kit.sqlite import SqliteStore
 from sec_client.kit.store import Store
 from sec_client.transport import MAX_MESSAGE_BYTES, Metadata, Tls, parse_addresses
@@ -50,8 +50,8 @@ class ActionServer:
     Plain functions run on threads, async ones on the event loop. `max_concurrency` bounds the calls in hand: one more is refused with
     RESOURCE_EXHAUSTED, and the cluster repeats it later. Two servers that offer the same action must share one store.
 
-    `interceptors` of gRPC see every delivery before the kit does, for authentication, traces or tests. So with interceptors each delivery is a
-    call of gRPC; without any, the cluster sends many in a message (`Batch` of the contract), which costs much less.
+    `middleware` is called around each delivery, before anything is checked: for authentication, traces or tests. `interceptors` of gRPC see calls of gRPC,
+    so with them each delivery is one; otherwise the cluster sends many in a message (`Batch` of the contract), which costs much less.
 
     A handler is called again, with the same key, whenever the outcome of an earlier call is not known; an effect in `call.db` is had
     exactly once, for any other see `Call.db`.
@@ -64,6 +64,7 @@ class ActionServer:
         store: Store | None = None,
         max_concurrency: int = DEFAULT_MAX_CONCURRENCY,
         max_output_bytes: int = DEFAULT_MAX_OUTPUT_BYTES,
+        middleware: Middleware | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         if max_concurrency < 1:
@@ -75,6 +76,7 @@ class ActionServer:
         """The port it listens on, once it is started."""
         self._max_concurrency = max_concurrency
         self._max_output_bytes = max_output_bytes
+        self._middleware = middleware
         self._interceptors = tuple(interceptors)
         self._logger = logging.getLogger(f"sec_client.kit.{name}")
         self._server: grpc.aio.Server | None = None
@@ -145,6 +147,7 @@ class ActionServer:
             max_concurrency=self._max_concurrency,
             max_output_bytes=self._max_output_bytes,
             batches=not self._interceptors,
+            middleware=self._middleware,
             logger=self._logger,
         )
         self._server = grpc.aio.server(

@@ -9,10 +9,10 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Never, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -36,15 +36,18 @@ BAD_INPUT_CODE = "bad_input"
 """Code of the failure that a do answers when what it got is not what its handler's annotations say."""
 UNDONE_CODE = "undone"
 """Code of the failure that a do answers after its undo."""
+_TRACEPARENT = "traceparent"
 
 T = TypeVar("T")
+R = TypeVar("R", pb.DoResponse, pb.UndoResponse)
 Message = pb.DoRequest | pb.UndoRequest
+Response = pb.DoResponse | pb.UndoResponse
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A delivery that ends without an answer."""
+    """A delivery that ends without an answer: the gRPC status, and a sentence."""
 
     code: grpc.StatusCode
     message: str
@@ -67,6 +70,22 @@ class Failure:
 Answer = Status | Output | Failure
 
 
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A delivery as it arrives, before the kit has looked at it: alone, or in a batch with others.
+
+    `metadata` is that of the gRPC call, where it is text; of a batch, that of the stream, with the call's own `traceparent`.
+    """
+
+    message: Message
+    metadata: Mapping[str, str]
+    batched: bool
+
+
+Middleware = Callable[[Incoming, Callable[[], Awaitable[Response | Status]]], Awaitable[Response | Status]]
+"""What is around each delivery: gets it, and what delivers it; answers what that answers, or something else."""
+
+
 class _Key:
     """The row of deliveries of one idempotency key."""
 
@@ -87,6 +106,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         max_concurrency: int,
         max_output_bytes: int,
         batches: bool,
+        middleware: Middleware | None = None,
         logger: logging.Logger,
     ) -> None:
         self._server_name = server_name
@@ -95,6 +115,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         self._max_concurrency = max_concurrency
         self._max_output_bytes = max_output_bytes
         self._batches = batches
+        self._middleware = middleware
         self._logger = logger
         self._in_hand = 0
         self._keys: dict[str, _Key] = {}
@@ -106,38 +127,55 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         return pb.DescribeResponse(server_name=self._server_name, actions=self.descriptions(), batches=self._batches)
 
     async def Do(self, request: pb.DoRequest, context: Context) -> pb.DoResponse:  # noqa: N802
-        answer = await self._deliver(request, context.time_remaining(), _traceparent(context))
-        return await _refuse(context, answer) if isinstance(answer, Status) else _do_response(answer)
+        answer = await self._answer(request, context.time_remaining(), _metadata(context))
+        return await _reply(context, pb.DoResponse, answer)
 
     async def Undo(self, request: pb.UndoRequest, context: Context) -> pb.UndoResponse:  # noqa: N802
-        answer = await self._deliver(request, context.time_remaining(), _traceparent(context))
-        return await _refuse(context, answer) if isinstance(answer, Status) else _undo_response(answer)
+        answer = await self._answer(request, context.time_remaining(), _metadata(context))
+        return await _reply(context, pb.UndoResponse, answer)
 
     async def Batch(  # type: ignore[override] # the stubs know only the form that yields its answers # noqa: N802
         self, requests: AsyncIterator[pb.BatchRequest], context: Context
     ) -> None:
         if not self._batches:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f'The action server "{self._server_name}" takes no batches.')
-        stream = BatchStream(self._deliver_batched, self._detach)
+        metadata = _metadata(context)
+        stream = BatchStream(lambda call: self._answer_batched(call, metadata), self._detach)
         self._streams.add(stream)
         try:
             await stream.serve(requests, context.write)
         finally:
             self._streams.discard(stream)
 
-    async def _deliver_batched(self, call: pb.BatchedCall) -> pb.BatchedAnswer:
-        undo = call.WhichOneof("request") == "undo_request"
-        message = call.undo_request if undo else call.do_request
+    async def _answer_batched(self, call: pb.BatchedCall, metadata: Mapping[str, str]) -> pb.BatchedAnswer:
+        message = call.undo_request if call.WhichOneof("request") == "undo_request" else call.do_request
+        if call.traceparent:
+            metadata = {**metadata, _TRACEPARENT: call.traceparent}
         try:
-            answer = await self._deliver(message, call.timeout_s, call.traceparent, detached=True)
+            answer = await self._answer(message, call.timeout_s, metadata, batched=True)
         except Exception as e:
             self._logger.exception("saga %s node %s: the delivery ended in an error", message.call.saga_id, message.call.node)
             answer = Status(grpc.StatusCode.UNKNOWN, f"{type(e).__name__}: {e}"[:MAX_ERROR_CHARACTERS])
-        if isinstance(answer, Status):
-            return pb.BatchedAnswer(id=call.id, status=pb.BatchedStatus(code=answer.code.value[0], message=answer.message))
-        if undo:
-            return pb.BatchedAnswer(id=call.id, undo_response=_undo_response(answer))
-        return pb.BatchedAnswer(id=call.id, do_response=_do_response(answer))
+        match answer:
+            case pb.DoResponse():
+                return pb.BatchedAnswer(id=call.id, do_response=answer)
+            case pb.UndoResponse():
+                return pb.BatchedAnswer(id=call.id, undo_response=answer)
+            case Status(code, text):
+                return pb.BatchedAnswer(id=call.id, status=pb.BatchedStatus(code=code.value[0], message=text))
+
+    async def _answer(
+        self, message: Message, remaining_s: float | None, metadata: Mapping[str, str], *, batched: bool = False
+    ) -> Response | Status:
+        async def deliver() -> Response | Status:
+            answer = await self._deliver(message, remaining_s, metadata.get(_TRACEPARENT, ""), detached=batched)
+            if isinstance(answer, Status):
+                return answer
+            return _undo_response(answer) if isinstance(message, pb.UndoRequest) else _do_response(answer)
+
+        if self._middleware is None:
+            return await deliver()
+        return await self._middleware(Incoming(message, metadata, batched), deliver)
 
     def end_streams(self) -> None:
         """Lets the streams end when what they have in hand is answered."""
@@ -369,10 +407,12 @@ def _undo_response(answer: Output | Failure) -> pb.UndoResponse:
             return pb.UndoResponse(failure=common_pb2.Error.FromString(error))
 
 
-def _traceparent(context: Context) -> str:
-    return next((v for k, v in context.invocation_metadata() or () if k == "traceparent" and isinstance(v, str)), "")
+def _metadata(context: Context) -> dict[str, str]:
+    return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
 
 
-async def _refuse(context: Context, status: Status) -> Never:
-    await context.abort(status.code, status.message)
-    raise AssertionError("abort raises")
+async def _reply(context: Context, kind: type[R], answer: Response | Status) -> R:
+    if isinstance(answer, Status):
+        await context.abort(answer.code, answer.message)
+    assert isinstance(answer, kind), f"The middleware answers a {type(answer).__name__} where a {kind.__name__} is due."
+    return answer
