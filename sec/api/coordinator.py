@@ -173,17 +173,17 @@ class Coordinator(ClusterCalls):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (request.timeout_s or DEFAULT_WAIT_S)
         event = self._settled.subscribe(saga_id)
+        at_work = self._settled.at_work(saga_id)
         try:
             while True:
                 event.clear()
-                response = _wait_response(*await self._load(saga_id))
-                left_s = deadline - loop.time()
-                if response.settled or left_s <= 0 or self._node.stopping:
-                    return response
-                try:
-                    await asyncio.wait_for(event.wait(), min(left_s, RECHECK_S))
-                except TimeoutError:
-                    continue
+                if not at_work:
+                    response = _wait_response(*await self._load(saga_id))
+                    if response.settled or loop.time() >= deadline or self._node.stopping:
+                        return response
+                at_work = False
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(event.wait(), min(deadline - loop.time(), RECHECK_S))
         finally:
             self._settled.unsubscribe(saga_id, event)
 

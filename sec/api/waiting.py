@@ -17,10 +17,11 @@ _SETTLED_BUT_ACTIVE = (coordinator_pb2.SAGA_STATE_STUCK, coordinator_pb2.SAGA_ST
 
 
 class SettledWatch:
-    """Tells when a saga may have settled. Read the saga before the first wait and after each."""
+    """Tells when a saga may have settled. Read the saga before the first wait, unless it is `at_work`, and after each."""
 
     def __init__(self, live: Mirror, keys: Keys) -> None:
         self._keys = keys
+        self._live = live
         self._waiting: dict[SagaId, set[asyncio.Event]] = {}
         live.subscribe(self._live_changed)
 
@@ -36,6 +37,11 @@ class SettledWatch:
         events.discard(event)
         if not events:
             del self._waiting[saga_id]
+
+    def at_work(self, saga_id: SagaId) -> bool:
+        """Whether the mirror shows the saga as one that has not settled: then what comes of it will be told to those who have subscribed."""
+        active = self._live.items.get(self._keys.active(saga_id))
+        return active is not None and not _may_have_settled(active.value)
 
     def wake_all(self) -> None:
         """Lets everyone who waits look again: the node is about to stop."""

@@ -8,12 +8,15 @@ from sec_client import ClusterUnavailable, SagaState
 from sec_client.aio import Client
 from waiting_support import until
 
-from sec.api import log_watch
+from sec.api import coordinator, log_watch
 from sec.api.log_watch import LogWatch
+from sec.api.waiting import SettledWatch
 from sec.core.records import SagaId
+from sec.node.door import Bound
 from sec.store.keys import Keys
 from sec.store.kv import Compacted, KvUnavailable, Put, Revision, Txn, Watch
 from sec.store.memory import MemoryEtcd, MemoryKv
+from sec.store.sagas import StoredSaga
 
 KEYS = Keys()
 
@@ -115,3 +118,31 @@ async def test_a_store_that_cannot_be_watched_is_said_and_tried_again_by_the_nex
                     pass
         world.gate.set()
         assert [record.kind async for record in client.watch(saga_id)][-1] == "done"
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_wait_for_a_saga_at_work_reads_it_when_it_has_settled(told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, or again and again when no event tells of it."""
+    if not told:
+        monkeypatch.setattr(SettledWatch, "_live_changed", lambda self, changes: None)
+        monkeypatch.setattr(coordinator, "RECHECK_S", 0.2)
+    world = World(do={"a": ["hold"]})
+    async with cluster("n1") as c, c.client() as client:
+        await c.serve(world.server())
+        node = c.members["n1"].node
+        await client.submit(chain("a", "b"), saga_id="s1")
+        await until(lambda: node.keys.active(SagaId("s1")) in node.live.items)
+        reads: list[SagaId] = []
+        load = node.sagas.load
+
+        async def counted(saga_id: SagaId) -> StoredSaga:
+            reads.append(saga_id)
+            return await load(saga_id)
+
+        monkeypatch.setattr(node.sagas, "load", counted)
+        waiting = asyncio.create_task(client.wait("s1", timeout_s=60))
+        await until(lambda: bool(node.door.used()[Bound.READS][0]))
+        assert reads == [] or not told
+        world.gate.set()
+        assert (await waiting).state is SagaState.DONE
+        assert reads == ["s1"] or not told
