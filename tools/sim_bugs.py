@@ -47,12 +47,6 @@ BUGS = [
         "txn = Txn([exists(keys.active(saga_id))], [*reads, put], [Get(keys.owner(saga_id))])",
     ),
     Mutant(
-        "a claim whose answer was lost is taken as somebody else's",
-        "sec/store/sagas.py",
-        "            if item is None or item.lease != owner.lease:\n",
-        "            if True:\n",
-    ),
-    Mutant(
         "giving up a saga does not compare the epoch",
         "sec/store/sagas.py",
         "Txn([self._owned(saga_id, epoch)], [Delete(self._keys.owner(saga_id))])",
@@ -88,12 +82,6 @@ BUGS = [
         "sec/node/owner.py",
         "        if ordered.command_id in driver.state.commands:  # sent once more while it was being taken up\n",
         "        driver.post(ordered)\n        if True:\n",
-    ),
-    Mutant(
-        "commands that wait at a takeover are not read",
-        "sec/node/owner.py",
-        "for ordered in (*read_orders(head.saga_id, claimed.commands), *self._orders.of(head.saga_id)):",
-        "for ordered in ():",
     ),
     Mutant(
         "a mirror forgets the changes while it was cut off",
@@ -133,12 +121,6 @@ BUGS = [
         "sec/node/driver.py",
         "                self._answer_missing(in_flight, dispatch, error, spent_s)\n            case StaleEpoch",
         "                self._answered(in_flight, dispatch, error, spent_s)\n            case StaleEpoch",
-    ),
-    Mutant(
-        "a submit whose answer was lost is taken as another's",
-        "sec/store/sagas.py",
-        "            return Submitted(True, Epoch(item.create_revision) if owner else None)\n        if _content(present)",
-        "            return Submitted(False, None)\n        if _content(present)",
     ),
 ]
 
