@@ -1,5 +1,7 @@
 """Records of the core as messages of the contract, and back. A kind of record that this version does not know is an error."""
 
+from typing import assert_never
+
 from sec_model.codec import deadline_from_proto, deadline_to_proto, payload_from_proto, payload_to_proto
 from sec_model.commands_codec import PHASE_FROM_PROTO, PHASE_TO_PROTO, command_from_proto, command_to_proto
 from sec_protos.v1 import common_pb2, records_pb2
@@ -51,50 +53,76 @@ def fault_from_proto(message: common_pb2.Error) -> Fault:
 
 def record_to_proto(record: Record) -> records_pb2.Record:
     """The message of a record."""
-    r = records_pb2
+    message = records_pb2.Record()
+    _fill(message, record)
+    return message
+
+
+def _fill(message: records_pb2.Record, record: Record) -> None:
+    """Writes a record into an empty message. In place, those of which there are most first: every step of a saga comes by here."""
     match record:
-        case Created(uid, definition_hash, deadline):
-            created = r.Created(uid=uid, definition_hash=definition_hash, deadline=deadline_to_proto(deadline))
-            return r.Record(created=created)
-        case StartRequested(due_us):
-            return r.Record(start_requested=r.StartRequested(due_us=due_us))
-        case OwnerChanged(epoch, sec_node):
-            return r.Record(owner_changed=r.OwnerChanged(epoch=epoch, sec_node=sec_node))
         case Started(node, due_us):
-            return r.Record(started=r.Started(node=node, due_us=due_us))
+            message.started.node = node
+            message.started.due_us = due_us
         case Succeeded(node, output):
-            return r.Record(succeeded=r.Succeeded(node=node, output=payload_to_proto(output)))
-        case Failed(node, error):
-            return r.Record(failed=r.Failed(node=node, error=fault_to_proto(error)))
-        case AttemptUnknown(node, phase, attempt, error, spent_s):
-            return r.Record(
-                attempt_unknown=r.AttemptUnknown(
-                    node=node, phase=PHASE_TO_PROTO[phase], attempt=attempt, error=fault_to_proto(error), spent_s=spent_s
-                )
-            )
-        case AttemptFailed(node, attempt, error, spent_s):
-            return r.Record(
-                attempt_failed=r.AttemptFailed(node=node, attempt=attempt, error=fault_to_proto(error), spent_s=spent_s)
-            )
-        case OutcomeUnknown(node, error):
-            return r.Record(outcome_unknown=r.OutcomeUnknown(node=node, error=fault_to_proto(error)))
-        case UndoStarted(node):
-            return r.Record(undo_started=r.UndoStarted(node=node))
-        case UndoFinished(node):
-            return r.Record(undo_finished=r.UndoFinished(node=node))
-        case UndoFailed(node, error):
-            return r.Record(undo_failed=r.UndoFailed(node=node, error=fault_to_proto(error)))
-        case UndoSkipped(node, reason):
-            return r.Record(undo_skipped=r.UndoSkipped(node=node, reason=reason))
-        case Commanded(command_id, by, command, refused):
-            message = command_to_proto(command)
-            return r.Record(commanded=r.Commanded(command_id=command_id, by=by, command=message, refused=refused))
-        case BreakpointHit(node, after):
-            return r.Record(breakpoint_hit=r.BreakpointHit(node=node, after=after))
-        case DeadlinePassed(node):
-            return r.Record(deadline_passed=r.DeadlinePassed(node=node))
+            succeeded = message.succeeded
+            succeeded.node = node
+            succeeded.output.content_type = output.content_type
+            succeeded.output.data = output.data
+        case Created(uid, definition_hash, deadline):
+            message.created.uid = uid
+            message.created.definition_hash = definition_hash
+            if (due := deadline_to_proto(deadline)) is not None:
+                message.created.deadline.CopyFrom(due)
+        case StartRequested(due_us):
+            message.start_requested.due_us = due_us
         case Done(outcome):
-            return r.Record(done=r.Done(outcome=_OUTCOME_TO_PROTO[outcome]))
+            message.done.outcome = _OUTCOME_TO_PROTO[outcome]
+        case OwnerChanged(epoch, sec_node):
+            message.owner_changed.epoch = epoch
+            message.owner_changed.sec_node = sec_node
+        case UndoStarted(node):
+            message.undo_started.node = node
+        case UndoFinished(node):
+            message.undo_finished.node = node
+        case Failed(node, error):
+            message.failed.node = node
+            message.failed.error.CopyFrom(fault_to_proto(error))
+        case AttemptUnknown(node, phase, attempt, error, spent_s):
+            attempt_unknown = message.attempt_unknown
+            attempt_unknown.node = node
+            attempt_unknown.phase = PHASE_TO_PROTO[phase]
+            attempt_unknown.attempt = attempt
+            attempt_unknown.error.CopyFrom(fault_to_proto(error))
+            attempt_unknown.spent_s = spent_s
+        case AttemptFailed(node, attempt, error, spent_s):
+            attempt_failed = message.attempt_failed
+            attempt_failed.node = node
+            attempt_failed.attempt = attempt
+            attempt_failed.error.CopyFrom(fault_to_proto(error))
+            attempt_failed.spent_s = spent_s
+        case OutcomeUnknown(node, error):
+            message.outcome_unknown.node = node
+            message.outcome_unknown.error.CopyFrom(fault_to_proto(error))
+        case UndoFailed(node, error):
+            message.undo_failed.node = node
+            message.undo_failed.error.CopyFrom(fault_to_proto(error))
+        case UndoSkipped(node, reason):
+            message.undo_skipped.node = node
+            message.undo_skipped.reason = reason
+        case Commanded(command_id, by, command, refused):
+            commanded = message.commanded
+            commanded.command_id = command_id
+            commanded.by = by
+            commanded.command.CopyFrom(command_to_proto(command))
+            commanded.refused = refused
+        case BreakpointHit(node, after):
+            message.breakpoint_hit.node = node
+            message.breakpoint_hit.after = after
+        case DeadlinePassed(node):
+            message.deadline_passed.node = node
+        case _:
+            assert_never(record)
 
 
 def record_from_proto(message: records_pb2.Record) -> Record:
@@ -162,7 +190,9 @@ def _created(body: records_pb2.Created) -> Created:
 
 def batch_to_bytes(epoch: Epoch, writer: SecNodeName, time_us: int, records: tuple[Record, ...]) -> bytes:
     """What one append stores."""
-    batch = records_pb2.RecordBatch(epoch=epoch, writer=writer, time_us=time_us, records=[record_to_proto(r) for r in records])
+    batch = records_pb2.RecordBatch(epoch=epoch, writer=writer, time_us=time_us)
+    for record in records:
+        _fill(batch.records.add(), record)
     return batch.SerializeToString()
 
 

@@ -15,6 +15,8 @@ NodePath = NewType("NodePath", str)
 class Phase(Enum):
     """Which half of a node: its action or its undo action."""
 
+    __hash__ = object.__hash__  # that of Enum is slow, and these are keys of the tables that every record is looked up in
+
     DO = "do"
     UNDO = "undo"
 

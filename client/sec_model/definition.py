@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from msgspec import Struct
+
 JSON = "application/json"
 MAX_WAIT_S = 3_153_600_000
 """A hundred years: what a deadline or a timer may last."""
@@ -20,8 +22,7 @@ class DefinitionError(ValueError):
         self.problems = problems
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(Struct, frozen=True):
     """Opaque bytes with a media type. The cluster never looks into them. An empty `content_type` means JSON."""
 
     content_type: str = ""

@@ -9,6 +9,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from msgspec import Struct
 from sec_model import OnDeadline, Payload, RetryPolicy
 from sec_model.commands import (
     Abort,
@@ -70,21 +71,18 @@ NULL = Payload.json(None)
 # Events
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(Struct, frozen=True):
     """The saga may run on, or something outside changed that it may have waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class TakenOver:
+class TakenOver(Struct, frozen=True):
     """This SEC node owns the saga now, after another one or an earlier session of its own. What is in flight is dispatched again."""
 
     epoch: Epoch
     sec_node: SecNodeName
 
 
-@dataclass(frozen=True, slots=True)
-class DoAnswered:
+class DoAnswered(Struct, frozen=True):
     """The action server answered a do: with its output, or with a fault that asserts that there is no effect. `spent_s` and `draw` as in
     `AnswerMissing`."""
 
@@ -94,16 +92,14 @@ class DoAnswered:
     draw: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class UndoAnswered:
+class UndoAnswered(Struct, frozen=True):
     """The action server answered an undo: the effect is gone (None), or cannot be undone for good."""
 
     node: NodePath
     fault: Fault | None
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerMissing:
+class AnswerMissing(Struct, frozen=True):
     """A call ended and says nothing about the effect. `spent_s`: for this node and phase in all. `draw`: a random number in [0, 1)."""
 
     node: NodePath
@@ -113,15 +109,13 @@ class AnswerMissing:
     draw: float
 
 
-@dataclass(frozen=True, slots=True)
-class NotWaitedFor:
+class NotWaitedFor(Struct, frozen=True):
     """The answer to `Hurry`: a do that paused between two calls, or waited for an action server, is not going to be called any more."""
 
     node: NodePath
 
 
-@dataclass(frozen=True, slots=True)
-class Ordered:
+class Ordered(Struct, frozen=True):
     """A command of an operator. The same one again changes nothing."""
 
     command_id: str
@@ -134,8 +128,7 @@ Event = Begin | TakenOver | DoAnswered | UndoAnswered | AnswerMissing | NotWaite
 # Effects
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(Struct, frozen=True):
     """Call the action (undo action) of a node after `delay_s`, for at most `timeout_s`. `attempt` counts from 1."""
 
     node: int
@@ -152,16 +145,14 @@ class Dispatch:
     """Make the call so many times, one after the other, and take the last answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hurry:
+class Hurry(Struct, frozen=True):
     """The saga is unwinding: a do that pauses between two calls, or waits for an action server, is not waited for any longer. Drop it and
     answer `NotWaitedFor` at once. A call under way is left alone."""
 
     node: int
 
 
-@dataclass(frozen=True, slots=True)
-class Withhold:
+class Withhold(Struct, frozen=True):
     """The saga is paused: a call that is not under way is not made. It will be dispatched anew when the pause is over."""
 
     node: int
@@ -170,7 +161,7 @@ class Withhold:
 Effect = Dispatch | Hurry | Withhold
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ready:
     """What to write, then what to do. `course`, `mishaps` and `controls` are those of the saga once the records are applied.
 
@@ -201,7 +192,8 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
         draft.look_at_the_clock()
         draft.end_waits()
         draft.advance(offered)
-        effects, wake_at_us = tuple(draft.wanted_effects()), min((due.us for due in state.dues.values()), default=0)
+        wake_at_us = min(due.us for due in state.dues.values()) if state.dues else 0
+        effects = tuple(draft.wanted_effects())
         return Ready(tuple(draft.records), effects, state.course, state.mishaps, state.controls, wake_at_us, rehearsal)
 
 
@@ -217,6 +209,13 @@ class _Draft:
 
     def take(self, event: Event) -> None:
         match event:
+            case DoAnswered(node, result):
+                if not isinstance(result, Fault):
+                    self._succeed(node, result)
+                elif self._is_forward_only(node):
+                    self._try_again(event, result)
+                else:
+                    self._write(Failed(node, result))
             case Begin():
                 pass
             case TakenOver(epoch, sec_node):
@@ -226,13 +225,6 @@ class _Draft:
                         self._write(OutcomeUnknown(self._path(index), self._why_unknown(index)))
                     else:
                         self._dispatch(index)
-            case DoAnswered(node, result):
-                if not isinstance(result, Fault):
-                    self._succeed(node, result)
-                elif self._is_forward_only(node):
-                    self._try_again(event, result)
-                else:
-                    self._write(Failed(node, result))
             case UndoAnswered(node, fault):
                 self._write(UndoFinished(node) if fault is None else UndoFailed(node, fault))
             case AnswerMissing():
@@ -249,6 +241,8 @@ class _Draft:
     def look_at_the_clock(self) -> None:
         """Takes note of what the clock has brought, after all events have been taken: an answer that is there is in time too."""
         state = self.state
+        if not state.dues:
+            return
         passed = sorted((due.us, path) for path, due in state.dues.items() if due.us <= self.now_us)
         for _, path in passed:
             due = state.dues.get(path)
@@ -267,7 +261,7 @@ class _Draft:
     def end_waits(self) -> None:
         """Of signals: those that have come, and those that are not waited for any longer."""
         state = self.state
-        if state.course is not Course.RUNNING:
+        if not state.waiting or state.course is not Course.RUNNING:
             return
         for index in sorted(state.waiting):
             path = self._path(index)
@@ -429,8 +423,10 @@ class _Draft:
     def wanted_effects(self) -> list[Effect]:
         """The effects without what came later in the same step: the node was answered, dispatched anew, or has expired, or the saga paused."""
         state = self.state
-        dispatches = [e for e in self.effects if isinstance(e, Dispatch) and e.node not in state.expired]
-        latest = {e.node: e for e in dispatches if state.controls.may_dispatch(e.node)}
+        latest: dict[int, Dispatch] = {}
+        for effect in self.effects:
+            if isinstance(effect, Dispatch) and effect.node not in state.expired and state.controls.may_dispatch(effect.node):
+                latest[effect.node] = effect
         return [e for e in self.effects if e.node in state.in_flight and (not isinstance(e, Dispatch) or latest.get(e.node) is e)]
 
     def _why_unknown(self, index: int) -> Fault:

@@ -3,10 +3,11 @@
 Nodes are named by their full paths. The contract of each record is the comment of its message in protos/sec/v1/records.proto.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NewType
 
+from msgspec import Struct
+from msgspec.structs import force_setattr
 from sec_model import Deadline, Payload
 from sec_model.commands import Command, NodePath, Phase
 
@@ -57,8 +58,7 @@ class Outcome(Enum):
     UNDONE = "undone"
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct, frozen=True):
     """An error that a person reads, and a short stable word (`code`) for programs. A long message is cut."""
 
     message: str
@@ -67,51 +67,44 @@ class Fault:
 
     def __post_init__(self) -> None:
         if len(self.message) > MAX_ERROR_CHARS:
-            object.__setattr__(self, "message", self.message[:MAX_ERROR_CHARS])
+            force_setattr(self, "message", self.message[:MAX_ERROR_CHARS])
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
+class Created(Struct, frozen=True):
     uid: str
     definition_hash: str
     deadline: Deadline | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StartRequested:
+class StartRequested(Struct, frozen=True):
     """`due_us` is when the saga's deadline is; 0: it has none."""
 
     due_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerChanged:
+class OwnerChanged(Struct, frozen=True):
     epoch: Epoch
     sec_node: SecNodeName
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Struct, frozen=True):
     """`due_us` is when the node's deadline is, or, of a timer, the instant that it waits for; 0: there is none."""
 
     node: NodePath
     due_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(Struct, frozen=True):
     node: NodePath
     output: Payload
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Struct, frozen=True):
     node: NodePath
     error: Fault
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptUnknown:
+class AttemptUnknown(Struct, frozen=True):
     """`attempt` counts from 1; `spent_s` is the time for this node and phase so far, by the owners' monotonic clocks."""
 
     node: NodePath
@@ -121,8 +114,7 @@ class AttemptUnknown:
     spent_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptFailed:
+class AttemptFailed(Struct, frozen=True):
     """Behind a point of no return. `attempt` and `spent_s` as in `AttemptUnknown`."""
 
     node: NodePath
@@ -131,41 +123,34 @@ class AttemptFailed:
     spent_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeUnknown:
+class OutcomeUnknown(Struct, frozen=True):
     node: NodePath
     error: Fault
 
 
-@dataclass(frozen=True, slots=True)
-class UndoStarted:
+class UndoStarted(Struct, frozen=True):
     node: NodePath
 
 
-@dataclass(frozen=True, slots=True)
-class UndoFinished:
+class UndoFinished(Struct, frozen=True):
     node: NodePath
 
 
-@dataclass(frozen=True, slots=True)
-class UndoFailed:
+class UndoFailed(Struct, frozen=True):
     node: NodePath
     error: Fault
 
 
-@dataclass(frozen=True, slots=True)
-class UndoSkipped:
+class UndoSkipped(Struct, frozen=True):
     node: NodePath
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Commanded:
+class Commanded(Struct, frozen=True):
     """`refused` says why the command had no effect; empty: it had one."""
 
     command_id: str
@@ -174,14 +159,12 @@ class Commanded:
     refused: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class BreakpointHit:
+class BreakpointHit(Struct, frozen=True):
     node: NodePath
     after: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DeadlinePassed:
+class DeadlinePassed(Struct, frozen=True):
     """`node` empty: that of the saga."""
 
     node: NodePath
@@ -203,8 +186,7 @@ SagaRecord = Created | StartRequested | OwnerChanged | Commanded | BreakpointHit
 Record = NodeRecord | SagaRecord
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
+class LogEntry(Struct, frozen=True):
     """A record as it stands in a log. `time_us` is the writer's wall clock, for people."""
 
     sequence: int

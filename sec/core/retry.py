@@ -3,8 +3,7 @@
 Exponential backoff with jitter that only shortens: a pause of p lasts between p * (1 - jitter) and p, so that `max_backoff_s` is a bound.
 """
 
-from dataclasses import dataclass
-
+from msgspec import Struct
 from sec_model import RetryPolicy
 
 SLOW_RETRY_S = 30.0
@@ -14,8 +13,7 @@ _MAX_DOUBLINGS = 64
 """Exponents beyond this reach every `max_backoff_s` there can be, and would overflow."""
 
 
-@dataclass(frozen=True, slots=True)
-class NextCall:
+class NextCall(Struct, frozen=True):
     """Call once more, after `delay_s`, for at most `timeout_s`."""
 
     delay_s: float

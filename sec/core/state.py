@@ -8,11 +8,10 @@ which keep a journal while a rehearsal is on. When the records are durable, `rep
 `apply` would do, without judging each record a second time.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
+from msgspec import Struct
 from sec_model import Deadline, Graph, OnDeadline, Payload
 from sec_model.commands import Abort, Pause, SetDeadline, Signal
 from sec_model.graph import GraphNode, NodeKind
@@ -39,6 +38,7 @@ from sec.core.records import (
     Phase,
     Record,
     SagaId,
+    SagaRecord,
     SecNodeName,
     Started,
     StartRequested,
@@ -53,8 +53,7 @@ from sec.core.transitions import NODE_TRANSITIONS, SAGA_ACCEPTS, SETTLED, Course
 _MISSING = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Tries:
+class Tries(Struct, frozen=True):
     """Calls without an outcome of the phase that a node is in; `last` is the latest of them."""
 
     count: int
@@ -65,8 +64,7 @@ class Tries:
 NO_TRIES = Tries(0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Mishap:
+class Mishap(Struct, frozen=True):
     """Something that went wrong, and the sequence number of the record that says so."""
 
     sequence: int
@@ -75,20 +73,30 @@ class Mishap:
     error: Fault
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(Struct, frozen=True):
     """An instant by the wall clock, in microseconds, and what happens then. None: a timer has waited long enough."""
 
     us: int
     then: OnDeadline | None
 
 
-@dataclass(slots=True)
 class Rehearsal:
-    """What the rehearsed records have changed in a state whose next record is number `begins_at`: containers, keys, values before and after."""
+    """Within it what is applied to a state is tried. At its end all is taken back, and `changes` has it: containers, keys, values before and
+    after. It goes from the record that `begins_at` numbers to the one before `ends_at`."""
 
-    begins_at: int
-    changes: list[tuple[Any, Any, Any, Any]]
+    __slots__ = ("_state", "begins_at", "changes", "ends_at")
+
+    def __init__(self, state: "SagaState") -> None:
+        self.begins_at = self.ends_at = state.next_sequence
+        self.changes: list[tuple[Any, Any, Any, Any]] = []
+        self._state = state
+
+    def __enter__(self) -> Self:
+        self._state.rehearse(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state.take_back(self)
 
 
 class SagaState:
@@ -171,6 +179,13 @@ class SagaState:
         """Takes one record. Raises `IllegalTransition`, and changes nothing, when the record does not fit."""
         if type(record) not in SAGA_ACCEPTS[self.course]:
             raise self._illegal(record, f"the saga is {self.course.value}")
+        if isinstance(record, NodeRecord):
+            self._apply_to_node(record)
+        else:
+            self._apply_to_saga(record)
+        self.next_sequence += 1
+
+    def _apply_to_saga(self, record: SagaRecord) -> None:
         match record:
             case Created(uid, definition_hash, deadline):
                 self._set("uid", uid)
@@ -203,9 +218,6 @@ class SagaState:
                 self._deadline_passed(record, node)
             case Done(outcome):
                 self._done(record, outcome)
-            case _:
-                self._apply_to_node(record)
-        self._set("next_sequence", self.next_sequence + 1)
 
     def apply_entry(self, entry: LogEntry) -> None:
         """Takes a record out of a log. Raises `CorruptLog`, and changes nothing, when it does not fit."""
@@ -236,21 +248,24 @@ class SagaState:
         self._set("epoch", entry.epoch)
         self._set("owner", entry.writer)
 
-    @contextmanager
-    def rehearsal(self) -> Iterator[Rehearsal]:
-        """Everything applied inside is taken back at the end, however it ends. What it changed can be had again by `repeat`."""
+    def rehearsal(self) -> Rehearsal:
+        """Everything applied within it is taken back at the end, however it ends. What it changed can be had again by `repeat`."""
+        return Rehearsal(self)
+
+    def rehearse(self, rehearsal: Rehearsal) -> None:
+        """Begins a rehearsal."""
         assert self._journal is None, "rehearsals do not nest"
-        rehearsal = Rehearsal(self.next_sequence, [])
         self._journal = rehearsal.changes
-        try:
-            yield rehearsal
-        finally:
-            self._journal = None
-            for container, key, old, _ in reversed(rehearsal.changes):
-                if old is _MISSING:
-                    del container[key]
-                else:
-                    container[key] = old
+
+    def take_back(self, rehearsal: Rehearsal) -> None:
+        """Ends the rehearsal."""
+        self._journal = None
+        for container, key, old, _ in reversed(rehearsal.changes):
+            if old is _MISSING:
+                del container[key]
+            else:
+                container[key] = old
+        rehearsal.ends_at, self.next_sequence = self.next_sequence, rehearsal.begins_at
 
     def repeat(self, rehearsal: Rehearsal) -> None:
         """Takes the records of a rehearsal of this very state, to which nothing was applied since."""
@@ -260,6 +275,7 @@ class SagaState:
                 del container[key]
             else:
                 container[key] = new
+        self.next_sequence = rehearsal.ends_at
 
     # the rules for commands
 
@@ -373,22 +389,24 @@ class SagaState:
                     raise self._illegal(record, "it is not to be undone by hand, not yet or never")
                 self._drop(self.undoable, index)
         self._put(self.marks, index, target)
-        self._note_mishap(record)
         if target is not Mark.STARTED and target is not Mark.UNDO_STARTED:
-            self._set("controls", self.controls.answered(record.node, self.in_flight.get(index, Phase.UNDO)).settled(index))
-            self._drop(self.in_flight, index)
-            self._drop(self.waiting, index)
-            self._drop(self.expired, index)
-            self._drop(self.dues, record.node)
-            self._drop(self.tries, index)
+            self._note_mishap(record)
+            self._set_controls(self.controls.answered(record.node, self.in_flight.get(index, Phase.UNDO)).settled(index))
+            for of_the_phase in (self.in_flight, self.waiting, self.expired, self.tries):
+                if index in of_the_phase:
+                    self._drop(of_the_phase, index)
+            if self.dues:
+                self._drop(self.dues, record.node)
             self._outcome(node, target)
-        self._set("course", self._course_after())
+        course = self._course_after()
+        if course is not self.course:
+            self._set("course", course)
 
     def _start(self, record: Started, node: GraphNode, due_us: int) -> None:
         if node.index not in self.startable:
             raise self._illegal(record, "not all of its parents have succeeded")
         self._require_leave_to_start(record)
-        self._set("controls", self.controls.started(node.index))
+        self._set_controls(self.controls.started(node.index))
         self._drop(self.startable, node.index)
         if node.waits:
             self._put(self.waiting, node.index, None)
@@ -544,9 +562,10 @@ class SagaState:
         )
 
     def _put(self, container: Any, key: Any, value: Any) -> None:
-        if self._journal is not None:
-            old = container.get(key, _MISSING) if isinstance(container, dict) else container[key]
-            self._journal.append((container, key, old, value))
+        journal = self._journal
+        if journal is not None:
+            old = container.get(key, _MISSING) if type(container) is dict else container[key]
+            journal.append((container, key, old, value))
         container[key] = value
 
     def _drop(self, container: dict[Any, Any], key: Any) -> None:
@@ -556,6 +575,10 @@ class SagaState:
 
     def _set(self, name: str, value: Any) -> None:
         self._put(self.__dict__, name, value)
+
+    def _set_controls(self, controls: Controls) -> None:
+        if controls is not self.controls:  # most records leave them as they are
+            self._set("controls", controls)
 
 
 def fold(saga_id: SagaId, graph: Graph, entries: Iterable[LogEntry]) -> SagaState:

@@ -35,6 +35,8 @@ from sec.core.records import (
 class Mark(Enum):
     """What the log says of a node."""
 
+    __hash__ = object.__hash__  # that of Enum is slow, and these are keys of the tables that every record is looked up in
+
     NEVER_STARTED = "never_started"
     STARTED = "started"
     SUCCEEDED = "succeeded"
@@ -50,6 +52,8 @@ class Mark(Enum):
 
 class Course(Enum):
     """Where a saga stands. All of it follows from its records; `UNWINDING` and `STUCK` have no record of their own."""
+
+    __hash__ = object.__hash__  # that of Enum is slow, and these are keys of the tables that every record is looked up in
 
     NONEXISTENT = "nonexistent"
     CREATED = "created"

@@ -2,10 +2,10 @@
 (protos/sec/v1/action_server.proto)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import grpc
 import grpc.aio
+from msgspec import Struct
 from sec_model import Payload
 from sec_model.codec import payload_from_proto
 from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc, common_pb2
@@ -21,8 +21,7 @@ _TOO_LARGE = ("larger than max", "exceeds maximum size")
 that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Struct, frozen=True):
     """A do or an undo. `inputs` are the outputs that the node reads, by the names it gave them; `output` is the do's, for an undo that knows it.
     `timeout_s` bounds the call."""
 
@@ -41,34 +40,29 @@ class Call:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Struct, frozen=True):
     """The action server answered: an output or a fault to a do; None (the effect is gone) or a fault to an undo."""
 
     result: Payload | Fault | None
 
 
-@dataclass(frozen=True, slots=True)
-class Unanswered:
+class Unanswered(Struct, frozen=True):
     """The call says nothing about the effect."""
 
     error: Fault
 
 
-@dataclass(frozen=True, slots=True)
-class StaleEpoch:
+class StaleEpoch(Struct, frozen=True):
     """The action server has seen a higher epoch for this saga, and had no effect."""
 
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotOffered:
+class NotOffered(Struct, frozen=True):
     """The action server does not offer the action, and had no effect."""
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(Struct, frozen=True):
     """The action server has no room for the call now, and has not begun with it."""
 
 

@@ -55,7 +55,6 @@ class Directory:
         self._servers: dict[str, _Server] = {}
         self._by_action: dict[str, list[Endpoint]] = {}
         self._turns = itertools.count()
-        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listeners: list[Callable[[], None]] = []
         self._closing: set[asyncio.Task[None]] = set()
         for address in configured:
@@ -67,22 +66,14 @@ class Directory:
         """Calls the listener after `offered` has changed."""
         self._listeners.append(listener)
 
-    async def call(self, call: Call) -> Answer:
-        """Makes a call at a server that `wait_for` has found. Another one is taken when a server turns out not to offer the action."""
-        while True:
-            endpoint = self._choose(call.action)
-            if endpoint is None:
-                return NotOffered()
-            if endpoint.in_flight >= self._max_calls:
-                return Busy()
-            answer = await endpoint.call(call)
-            if not isinstance(answer, NotOffered):
-                return answer
-
-    async def wait_for(self, action: str) -> None:
-        """Returns when some server can be called for this action."""
-        while action not in self.offered:
-            await asyncio.shield(self._changed)
+    def call(self, call: Call) -> "asyncio.Future[Answer]":
+        """Makes a call of an action at one of the servers that offer it. The future has no exception, and may be cancelled."""
+        endpoint = self._choose(call.action)
+        if endpoint is not None and endpoint.in_flight < self._max_calls:
+            return endpoint.call(call)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        answer.set_result(NotOffered() if endpoint is None else Busy())
+        return answer
 
     @property
     def calls(self) -> int:
@@ -144,8 +135,6 @@ class Directory:
         offered = frozenset(by_action)
         if offered != self.offered:
             self.offered = offered
-            changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
-            changed.set_result(None)
             for listener in self._listeners:
                 listener()
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import grpc
 import grpc.aio
@@ -62,30 +63,31 @@ class Endpoint:
         self._stub = action_server_pb2_grpc.ActionServerStub(self._channel)
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"action server {address}")
 
-    async def call(self, call: Call) -> Answer:
-        """Makes one call. Never raises, but when cancelled."""
+    def call(self, call: Call) -> "asyncio.Future[Answer]":
+        """Makes one call. The future has no exception, and may be cancelled."""
         self.in_flight += 1
         self._idle.clear()
-        try:
-            answer = await self._make(call)
-        finally:
-            self.in_flight -= 1
-            if not self.in_flight:
-                self._idle.set()
-        if isinstance(answer, NotOffered):
-            self.actions.pop(call.action, None)
-            self._ask_again.set()
-            self._on_change()
+        answer = self._make(call)
+        answer.add_done_callback(partial(self._call_ended, call.action))
         return answer
 
-    async def _make(self, call: Call) -> Answer:
+    def _make(self, call: Call) -> "asyncio.Future[Answer]":
         if self._batches and payload_bytes(call) <= MAX_BYTES:
             stream = self._stream
             if stream is None or (stream.ended and stream.fit):
                 stream = self._stream = CallStream(self._stub, self.address, self._max_output_bytes)
-            if not stream.ended and (answer := await stream.call(call)) is not None:
-                return answer
-        return await send(self._stub, self.address, call, self._max_output_bytes)
+            if not stream.ended:
+                return stream.call(call)
+        return asyncio.get_running_loop().create_task(send(self._stub, self.address, call, self._max_output_bytes))
+
+    def _call_ended(self, action: str, answer: "asyncio.Future[Answer]") -> None:
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
+        if not answer.cancelled() and isinstance(answer.result(), NotOffered):
+            self.actions.pop(action, None)
+            self._ask_again.set()
+            self._on_change()
 
     async def close_when_idle(self) -> None:
         """Ends the connection when the last call is done: an action server that unregistered still answers those it has."""

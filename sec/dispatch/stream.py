@@ -7,14 +7,14 @@ unknown outcome, but for a server that takes no batches at all.
 import asyncio
 import itertools
 from collections import deque
-from dataclasses import dataclass
 
 import grpc
 import grpc.aio
+from msgspec import Struct
 from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc
 
 from sec.core.records import Fault, Phase
-from sec.dispatch.calls import Answer, Call, Unanswered, do_answer, fill_request, status_answer, undo_answer
+from sec.dispatch.calls import Answer, Call, Unanswered, do_answer, fill_request, send, status_answer, undo_answer
 
 MAX_CALLS = 1_000
 """Of one message, by the contract."""
@@ -25,11 +25,11 @@ _Stream = grpc.aio.StreamStreamCall[action_server_pb2.BatchRequest, action_serve
 _STATUSES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(Struct):
     call: Call
     size: int
-    answer: "asyncio.Future[Answer | None]"
+    answer: "asyncio.Future[Answer]"
+    limit: asyncio.TimerHandle
 
 
 def payload_bytes(call: Call) -> int:
@@ -44,28 +44,25 @@ class CallStream:
     def __init__(self, stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str, max_output_bytes: int) -> None:
         self.ended = False
         self.fit = True
+        self._stub = stub
         self._server = server
         self._max_output_bytes = max_output_bytes
         self._ids = itertools.count(1)
         self._outbox: deque[int] = deque()
         self._waiting: dict[int, _Waiting] = {}
         self._wake = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run(stub), name=f"batches for {server}")
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"batches for {server}")
 
-    async def call(self, call: Call) -> Answer | None:
-        """Makes one call. None: the server takes no batches, and has not begun with it. Never raises, but when cancelled."""
+    def call(self, call: Call) -> "asyncio.Future[Answer]":
+        """Makes one call, by itself when the server turns out to take no batches. The future has no exception, and may be cancelled."""
         loop = asyncio.get_running_loop()
         number = next(self._ids)
-        answer: asyncio.Future[Answer | None] = loop.create_future()
-        self._waiting[number] = _Waiting(call, payload_bytes(call), answer)
+        answer: asyncio.Future[Answer] = loop.create_future()
+        limit = loop.call_later(call.timeout_s, self._too_late, number)
+        self._waiting[number] = _Waiting(call, payload_bytes(call), answer, limit)
         self._outbox.append(number)
         self._wake.set()
-        limit = loop.call_later(call.timeout_s, self._too_late, number)
-        try:
-            return await answer
-        finally:
-            limit.cancel()
-            self._waiting.pop(number, None)
+        return answer
 
     async def close(self) -> None:
         """Ends the stream. Calls under way have an unknown outcome."""
@@ -73,13 +70,13 @@ class CallStream:
         await asyncio.wait([self._task])
 
     def _too_late(self, number: int) -> None:
-        waiting = self._waiting.get(number)
-        if waiting is not None and not waiting.answer.done():
+        waiting = self._waiting.pop(number)
+        if not waiting.answer.done():
             status = grpc.StatusCode.DEADLINE_EXCEEDED
             waiting.answer.set_result(status_answer(status, "no answer came in time.", self._server, waiting.call))
 
-    async def _run(self, stub: "action_server_pb2_grpc.ActionServerAsyncStub") -> None:
-        stream = stub.Batch()
+    async def _run(self) -> None:
+        stream = self._stub.Batch()
         writing = asyncio.get_running_loop().create_task(self._write(stream))
         code, why = grpc.StatusCode.CANCELLED, "the connection was closed"
         try:
@@ -112,7 +109,7 @@ class CallStream:
         size = 0
         while self._outbox and len(message.calls) < MAX_CALLS:
             waiting = self._waiting.get(self._outbox[0])
-            if waiting is not None:
+            if waiting is not None and not waiting.answer.done():
                 size += waiting.size
                 if message.calls and size > MAX_BYTES:
                     break
@@ -124,18 +121,34 @@ class CallStream:
     def _end(self, code: grpc.StatusCode, why: str) -> None:
         self.ended = True
         self.fit = code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        for waiting in self._waiting.values():
+        left, self._waiting = self._waiting, {}
+        for waiting in left.values():
+            waiting.limit.cancel()
             if waiting.answer.done():
                 continue
             if code is grpc.StatusCode.UNIMPLEMENTED:
-                waiting.answer.set_result(None)
+                self._make_alone(waiting)
             else:
                 text = f'A call of "{waiting.call.action}" at {self._server} has no answer: {why}.'
                 waiting.answer.set_result(Unanswered(Fault(text, "unavailable")))
 
+    def _make_alone(self, waiting: _Waiting) -> None:
+        """The server takes no batches, and has not begun with the call."""
+
+        async def make() -> None:
+            answer = await send(self._stub, self._server, waiting.call, self._max_output_bytes)
+            if not waiting.answer.done():
+                waiting.answer.set_result(answer)
+
+        task = asyncio.get_running_loop().create_task(make())
+        waiting.answer.add_done_callback(lambda _: task.cancel())
+
     def _take(self, answered: action_server_pb2.BatchedAnswer) -> None:
-        waiting = self._waiting.get(answered.id)
-        if waiting is None or waiting.answer.done():
+        waiting = self._waiting.pop(answered.id, None)
+        if waiting is None:
+            return
+        waiting.limit.cancel()
+        if waiting.answer.done():
             return
         call = waiting.call
         match answered.WhichOneof("result"), call.phase:

@@ -6,10 +6,12 @@ that is closed, for whatever reason, writes and dispatches nothing any more.
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Protocol, assert_never
 
+from msgspec import Struct, structs
 from sec_model import Payload
 
 from sec.core.decide import (
@@ -80,9 +82,13 @@ class Host(Protocol):
         """Makes the records of a step durable. Raises `Fenced`, or `KvError` when it was given up."""
         ...
 
-    async def wait_for_server(self, action: str) -> None: ...
+    def call(self, call: Call) -> "asyncio.Future[Answer]":
+        """Makes a call of an action that is offered. The future has no exception; cancel it when the answer is not wanted any more."""
+        ...
 
-    async def call(self, call: Call) -> Answer: ...
+    def called(self, call: Call, answer: Answer, took_s: float) -> None:
+        """Is told of each answer."""
+        ...
 
     async def still_owned(self, driver: "SagaDriver") -> bool:
         """Asks the store. Raises `KvError`."""
@@ -103,24 +109,39 @@ class Host(Protocol):
 
 class _Stage(Enum):
     PAUSING = "pausing"
+    """Before its first call, or the next after one of a busy server."""
     WAITING = "waiting"
+    """For an action server that offers its action."""
     CALLING = "calling"
     ANSWERED = "answered"
     """What came of it is on its way through a step."""
 
 
-@dataclass(slots=True)
-class _InFlight:
+class _InFlight(Struct):
     """A node of which something is under way: a dispatch, or what came of it."""
 
     node: int
     path: NodePath
     stage: _Stage
-    task: "asyncio.Task[None] | None" = None
+    dispatch: Dispatch | None = None
+    call: Call | None = None
+    """What to send. None: nothing was sent yet."""
+    pending: "asyncio.Future[Answer] | asyncio.TimerHandle | asyncio.Task[None] | None" = None
+    """What it waits for, and what to cancel when it is not waited for any longer."""
+    calls_left: int = 1
+    began: float = 0.0
+    """When the call under way was made, by the event loop's clock."""
+    busy_pause_s: float = BUSY_PAUSE_S
     hurried: bool = False
     """The saga unwinds: should it come to wait again, it is given up."""
     withheld: bool = False
     """The saga is paused: should it come to wait again, it is dropped, and dispatched anew after the pause."""
+
+    def stop(self) -> None:
+        """What it waits for is not waited for any longer."""
+        if self.pending is not None:
+            self.pending.cancel()
+            self.pending = None
 
 
 class SagaDriver:
@@ -158,6 +179,8 @@ class SagaDriver:
 
     def offers_changed(self) -> None:
         """Other actions are offered than before. Wakes the saga when it may have waited for one."""
+        for in_flight in [each for each in self._in_flight.values() if each.stage is _Stage.WAITING]:
+            self._guarded(self._make_call, in_flight)
         if self.state.startable:
             self.post(Begin())
 
@@ -204,8 +227,7 @@ class SagaDriver:
         self._inbox.clear()
         self._wake_at(0)
         for in_flight in self._in_flight.values():
-            if in_flight.task is not None:
-                in_flight.task.cancel()
+            in_flight.stop()
         self._in_flight.clear()
 
     async def _steps(self) -> None:
@@ -237,13 +259,16 @@ class SagaDriver:
             self.shut()
             self._host.broken(self, str(error))
         except Exception as error:
-            _log.exception('A step of saga "%s" failed.', self.saga_id)
-            self.shut()
-            self._host.broken(self, f'A step of saga "{self.saga_id}" failed: {error!r}')
+            self._broken("A step", error)
         finally:
             self._step = None
             self._deciding_since = None
             self._quiet_since = asyncio.get_running_loop().time()
+
+    def _broken(self, what: str, error: BaseException) -> None:
+        _log.error('%s of saga "%s" failed.', what, self.saga_id, exc_info=error)
+        self.shut()
+        self._host.broken(self, f'{what} of saga "{self.saga_id}" failed: {error!r}')
 
     def take(self, ready: Ready) -> None:
         """Takes the records of a step that are durable now into the state."""
@@ -252,11 +277,11 @@ class SagaDriver:
 
     def run_effects(self, ready: Ready) -> None:
         """Runs the effects of a step whose records are durable and applied."""
-        if self.closed:
-            return
         for effect in ready.effects:
-            self._run_effect(effect)
-        self._wake_at(ready.wake_at_us)
+            if not self.closed:
+                self._run_effect(effect)
+        if not self.closed:
+            self._wake_at(ready.wake_at_us)
 
     def _wake_at(self, instant_us: int) -> None:
         """Looks at the clock again at this instant; 0: not until something happens."""
@@ -280,11 +305,7 @@ class SagaDriver:
                 if node in self._in_flight:
                     self._in_flight[node].withheld = False
                 else:
-                    in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _Stage.PAUSING)
-                    in_flight.task = asyncio.get_running_loop().create_task(
-                        self._dispatch(in_flight, effect), name=f"{self.saga_id}/{in_flight.path}"
-                    )
-                    in_flight.task.add_done_callback(self._dispatch_ended)
+                    self._dispatch(node, effect)
             case Hurry(node):
                 self._hurry(node)
             case Withhold(node):
@@ -295,15 +316,15 @@ class SagaDriver:
     def _hurry(self, node: int) -> None:
         in_flight = self._in_flight.get(node)
         if in_flight is None:  # it was withheld, and must not be dispatched any more
-            in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _Stage.ANSWERED)
-            self.post(NotWaitedFor(in_flight.path))
-            return
+            in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _Stage.PAUSING)
         in_flight.hurried = True
         if in_flight.stage in (_Stage.PAUSING, _Stage.WAITING):
-            if in_flight.task is not None:
-                in_flight.task.cancel()
-            in_flight.stage = _Stage.ANSWERED
-            self.post(NotWaitedFor(in_flight.path))
+            self._give_up(in_flight)
+
+    def _give_up(self, in_flight: _InFlight) -> None:
+        in_flight.stop()
+        in_flight.stage = _Stage.ANSWERED
+        self.post(NotWaitedFor(in_flight.path))
 
     def _withhold(self, node: int) -> None:
         in_flight = self._in_flight.get(node)
@@ -311,74 +332,103 @@ class SagaDriver:
             return
         in_flight.withheld = True
         if in_flight.stage in (_Stage.PAUSING, _Stage.WAITING):
-            if in_flight.task is not None:
-                in_flight.task.cancel()
+            in_flight.stop()
             del self._in_flight[node]
 
-    def _dispatch_ended(self, dispatch: "asyncio.Task[None]") -> None:
-        """A dispatch that ended by a fault of ours brings no event, and so would leave its saga standing still without a word."""
-        if dispatch.cancelled() or self.closed or (error := dispatch.exception()) is None:
+    def _guarded(self, go_on: Callable[..., None], *args: object) -> None:
+        """Goes on with a dispatch. A fault of ours brings no event, and so would leave the saga standing still without a word."""
+        if self.closed:
             return
-        _log.error('A dispatch of saga "%s" failed.', self.saga_id, exc_info=error)
-        self.shut()
-        self._host.broken(self, f'A dispatch of saga "{self.saga_id}" failed: {error!r}')
+        try:
+            go_on(*args)
+        except Exception as error:
+            self._broken("A dispatch", error)
 
-    async def _dispatch(self, in_flight: _InFlight, dispatch: Dispatch) -> None:
-        """One dispatch, from its pause to its answer."""
-        loop = asyncio.get_running_loop()
+    def _dispatch(self, node: int, dispatch: Dispatch) -> None:
+        in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _Stage.PAUSING, dispatch, calls_left=dispatch.repeats)
         if dispatch.injected_error:
-            self._answered(in_flight, dispatch, Fault("An operator had this call fail.", "injected"), dispatch.spent_s)
-            return
-        if dispatch.delay_s:
-            await asyncio.sleep(dispatch.delay_s)
-        spent_s = dispatch.spent_s + dispatch.delay_s
-        call = self._call(dispatch)
-        calls_left, busy_pause_s = dispatch.repeats, BUSY_PAUSE_S
-        while True:
+            fault = Fault("An operator had this call fail.", "injected")
+            self._answered(in_flight, dispatch, fault, dispatch.spent_s)
+        elif dispatch.delay_s:
+            self._pause(in_flight, dispatch.delay_s)
+        else:
+            self._guarded(self._make_call, in_flight)
+
+    def _pause(self, in_flight: _InFlight, pause_s: float) -> None:
+        """The next call comes after a pause."""
+        in_flight.stage = _Stage.PAUSING
+        loop = asyncio.get_running_loop()
+        in_flight.pending = loop.call_later(pause_s, self._guarded, self._make_call, in_flight)
+
+    def _make_call(self, in_flight: _InFlight) -> None:
+        """Makes the next call of a dispatch, as soon as some action server offers its action."""
+        dispatch = in_flight.dispatch
+        assert dispatch is not None, "what was never dispatched is not called"
+        call = in_flight.call
+        if call is None:
+            call = in_flight.call = self._call(dispatch)
+        in_flight.pending = None
+        if call.action not in self._host.offered:
             in_flight.stage = _Stage.WAITING
-            await self._host.wait_for_server(call.action)
-            if not self._host.may_dispatch():
-                return  # the session is as good as lost, and whoever looks after it closes this driver
-            in_flight.stage = _Stage.CALLING
-            began = loop.time()
-            failpoints.reach("before_call")
-            answer = await self._host.call(self._in_time(call, dispatch))
-            failpoints.reach("after_call")
-            if self.closed:
-                return
-            if not isinstance(answer, NotOffered | Busy):
-                calls_left -= 1
-                if calls_left and isinstance(answer, Answered):
-                    continue
-                break
-            if in_flight.hurried:
-                in_flight.stage = _Stage.ANSWERED
-                self.post(NotWaitedFor(in_flight.path))
-                return
-            if in_flight.withheld:
-                del self._in_flight[in_flight.node]
-                return
-            if isinstance(answer, Busy):
-                in_flight.stage = _Stage.WAITING
-                await asyncio.sleep(busy_pause_s * (1 - 0.5 * self._host.draw()))
-                busy_pause_s = min(MAX_BUSY_PAUSE_S, 2 * busy_pause_s)
-        spent_s += loop.time() - began
+            return
+        if not self._host.may_dispatch():
+            return  # the session is as good as lost, and whoever looks after it closes this driver
+        in_flight.stage = _Stage.CALLING
+        in_flight.began = asyncio.get_running_loop().time()
+        failpoints.reach("before_call")
+        answer = in_flight.pending = self._host.call(self._in_time(call, dispatch))
+        answer.add_done_callback(partial(self._call_ended, in_flight))
+
+    def _call_ended(self, in_flight: _InFlight, answer: "asyncio.Future[Answer]") -> None:
+        if in_flight.pending is answer and not answer.cancelled():
+            in_flight.pending = None
+            self._guarded(self._take_answer, in_flight, answer)
+
+    def _take_answer(self, in_flight: _InFlight, future: "asyncio.Future[Answer]") -> None:
+        """What follows from the answer of the call that was made last."""
+        answer, dispatch, call = future.result(), in_flight.dispatch, in_flight.call
+        assert dispatch is not None
+        assert call is not None
+        took_s = asyncio.get_running_loop().time() - in_flight.began
+        self._host.called(call, answer, took_s)
+        failpoints.reach("after_call")
+        spent_s = dispatch.spent_s + dispatch.delay_s + took_s
         match answer:
             case Answered(result):
-                self._answered(in_flight, dispatch, result, spent_s)
+                in_flight.calls_left -= 1
+                if in_flight.calls_left > 0:
+                    self._make_call(in_flight)
+                else:
+                    self._answered(in_flight, dispatch, result, spent_s)
             case Unanswered(error):
                 self._answer_missing(in_flight, dispatch, error, spent_s)
             case StaleEpoch(message):
-                await self._refused(in_flight, dispatch, message, spent_s)
+                refused = self._refused(in_flight, dispatch, message, spent_s)
+                in_flight.pending = asyncio.get_running_loop().create_task(refused, name=f"{self.saga_id}/{in_flight.path}")
+                in_flight.pending.add_done_callback(self._refusal_looked_into)
+            case NotOffered() | Busy():
+                self._not_taken(in_flight, answer)
             case _:
                 assert_never(answer)
+
+    def _not_taken(self, in_flight: _InFlight, answer: NotOffered | Busy) -> None:
+        """The server has not begun with the call, which is no attempt, and which is made again unless it is not wanted any longer."""
+        if in_flight.hurried:
+            self._give_up(in_flight)
+        elif in_flight.withheld:
+            del self._in_flight[in_flight.node]
+        elif isinstance(answer, Busy):
+            self._pause(in_flight, in_flight.busy_pause_s * (1 - 0.5 * self._host.draw()))
+            in_flight.busy_pause_s = min(MAX_BUSY_PAUSE_S, 2 * in_flight.busy_pause_s)
+        else:
+            self._make_call(in_flight)
 
     def _in_time(self, call: Call, dispatch: Dispatch) -> Call:
         """The call with no more time than its node has."""
         if not dispatch.until_us:
             return call
         left_s = (dispatch.until_us - self._host.now_us()) / 1e6
-        return replace(call, timeout_s=max(MIN_TIMEOUT_S, min(call.timeout_s, left_s)))
+        return structs.replace(call, timeout_s=max(MIN_TIMEOUT_S, min(call.timeout_s, left_s)))
 
     def _answered(self, in_flight: _InFlight, dispatch: Dispatch, result: Payload | Fault | None, spent_s: float) -> None:
         in_flight.stage = _Stage.ANSWERED
@@ -401,13 +451,17 @@ class SagaDriver:
             owned = False  # when in doubt let go: it costs a claim, never safety
         if self.closed:
             return
+        in_flight.pending = None  # it is this task, which must not cancel itself
         if owned:
-            error = Fault(f"The action server refused the call as one of a former owner, which it is not: {message}", "stale_epoch")
-            self._answer_missing(in_flight, dispatch, error, spent_s)
+            fault = Fault(f"The action server refused the call as one of a former owner, which it is not: {message}", "stale_epoch")
+            self._answer_missing(in_flight, dispatch, fault, spent_s)
         else:
-            self._in_flight.pop(in_flight.node)  # its task is this one: it must not cancel itself
             self.shut()
             self._host.lost(self, f'An action server refused a call of saga "{self.saga_id}" in epoch {self.epoch}: {message}')
+
+    def _refusal_looked_into(self, looking: "asyncio.Task[None]") -> None:
+        if not looking.cancelled() and not self.closed and (error := looking.exception()) is not None:
+            self._broken("A dispatch", error)
 
     def _call(self, dispatch: Dispatch) -> Call:
         state = self.state

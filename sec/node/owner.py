@@ -381,6 +381,8 @@ class Owner:
 
     def at_most(self, events: list[Event]) -> int:
         """Bounded so that what they bring fits into a transaction, with the records that follow from them."""
+        if len(events) == 1:
+            return 1
         limits, size, commands = self._settings.limits, 0, 0
         for count, event in enumerate(events[: limits.records_per_append]):
             size += _payload_bytes(event)
@@ -394,14 +396,10 @@ class Owner:
         if session is None:
             raise Fenced(f'SEC node "{self._settings.name}" has no session: saga "{driver.saga_id}" is not its own any more.')
         state = driver.state
-        held = (ready.controls.paused, ready.controls.pause_reason)
-        changed = (ready.course, ready.mishaps, held) != (
-            state.course,
-            state.mishaps,
-            (state.controls.paused, state.controls.pause_reason),
-        )
+        before, after = state.controls, ready.controls
+        held_otherwise = before is not after and (before.paused, before.pause_reason) != (after.paused, after.pause_reason)
         summary = None
-        if changed:
+        if ready.course is not state.course or ready.mishaps != state.mishaps or held_otherwise:
             summary = summary_of(driver.head, ready.course, ready.mishaps, controls=ready.controls, now_us=self._clock_us())
         commands = [record.command_id for record in ready.records if isinstance(record, Commanded)]
         await self._sagas.append(
@@ -416,15 +414,11 @@ class Owner:
             wanted=lambda: not driver.closed,
         )
 
-    async def wait_for_server(self, action: str) -> None:
-        await self._directory.wait_for(action)
+    def call(self, call: Call) -> "asyncio.Future[Answer]":
+        return self._directory.call(call)
 
-    async def call(self, call: Call) -> Answer:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        answer = await self._directory.call(call)
-        self.on_call(call, answer, loop.time() - began)
-        return answer
+    def called(self, call: Call, answer: Answer, took_s: float) -> None:
+        self.on_call(call, answer, took_s)
 
     async def still_owned(self, driver: SagaDriver) -> bool:
         return await self._sagas.owns(driver.saga_id, driver.epoch)

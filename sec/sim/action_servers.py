@@ -55,12 +55,13 @@ class SimDirectory(Directory):
     def refresh(self) -> None:
         """Looks at what can be reached now."""
         self.offered = self._actions if self._world.servers.offering else frozenset()
-        changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
-        changed.set_result(None)
         for listener in self._listeners:
             listener()
 
-    async def call(self, call: Call) -> Answer:
+    def call(self, call: Call) -> "asyncio.Future[Answer]":
+        return asyncio.get_running_loop().create_task(self._answer(call))
+
+    async def _answer(self, call: Call) -> Answer:
         world, servers = self._world, self._world.servers
         rng, weather = servers.rng, servers.weather
         member = world.members[self._name]

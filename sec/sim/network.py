@@ -82,6 +82,8 @@ class SimKv:
         self._process = process
         self._moment = moment
         self._watches: dict[_SimWatch, None] = {}
+        self.broken = False
+        """Its watches have ended, and nobody has told them yet."""
         self.renewed: dict[LeaseId, float] = {}
         """When the last grant or renewal that was answered had been sent, and the TTL after that: until when each lease is certain to be held."""
 
@@ -125,11 +127,13 @@ class SimKv:
 
     def break_watches(self) -> None:
         """The connections of the watches end. What they carry is lost."""
+        self.broken = True
         for watch in list(self._watches):
             watch.disconnect()
 
     def mend(self) -> None:
         """The watches go on behind what they have delivered."""
+        self.broken = False
         for watch in list(self._watches):
             watch.connect()
 

@@ -317,8 +317,9 @@ class World:
                 self.etcd.lease_revoke(session.lease)
 
     def _forget(self, member: Member) -> None:
-        self._compact()
-        self._mend(member)
+        if member.kv.broken:
+            self._compact()
+            self._mend(member)
 
     def _compact(self) -> None:
         with suppress(Compacted):
@@ -393,7 +394,7 @@ class World:
             if member.process.dead:
                 self.start_member(name)
                 continue
-            if member.link.cut:
+            if member.link.cut or member.kv.broken:
                 self._mend(member)
             if member.process.stopped:
                 self.loop.go_on(member.process)

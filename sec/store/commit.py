@@ -6,7 +6,8 @@ transaction succeeds or fails by its own compares: one fenced saga does not fail
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
 
 from sec.store.kv import MAX_TXN_BYTES, MAX_TXN_OPS, Delete, Get, Kv, KvError, KvRefused, LeaseNotFound, Put, Txn, TxnResult
 
@@ -18,8 +19,7 @@ IN_FLIGHT = 4
 """Transactions under way at once: enough to keep etcd's disk busy; more only make each of them smaller."""
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(Struct):
     saga_id: str
     txn: Txn
     size: int
@@ -139,7 +139,7 @@ class GroupCommit:
             for waiting, answer in zip(bundle, result.results, strict=True):
                 assert isinstance(answer, TxnResult)
                 if not waiting.answer.done():
-                    waiting.answer.set_result(replace(answer, revision=result.revision))
+                    waiting.answer.set_result(answer)
 
 
 def _fail(bundle: list[_Waiting], error: BaseException) -> None:

@@ -10,9 +10,10 @@ its branch by its own compares. No key may be written twice in one transaction.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType, Protocol, Self
+
+from msgspec import Struct
 
 LeaseId = NewType("LeaseId", int)
 Revision = NewType("Revision", int)
@@ -58,8 +59,7 @@ class Compacted(KvError):
     """The revision asked for is older than what the store keeps. Read the present state, and go on from its revision."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyValue:
+class KeyValue(Struct, frozen=True):
     """A key as it stood at the revision of the answer. `version` counts the puts since it was created: 1 for the first."""
 
     key: bytes
@@ -88,8 +88,7 @@ class Relation(Enum):
     LESS = "<"
 
 
-@dataclass(frozen=True, slots=True)
-class Compare:
+class Compare(Struct, frozen=True):
     """True when `target` of `key` stands in `relation` to `operand` (bytes for VALUE, an int otherwise)."""
 
     key: bytes
@@ -113,8 +112,7 @@ def created_at(key: bytes, revision: int) -> Compare:
     return Compare(key, Target.CREATE, Relation.EQUAL, revision)
 
 
-@dataclass(frozen=True, slots=True)
-class Get:
+class Get(Struct, frozen=True):
     """Reads one key, or with `range_end` all keys in [key, range_end), in key order."""
 
     key: bytes
@@ -124,8 +122,7 @@ class Get:
     keys_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(Struct, frozen=True):
     """Writes a key; with a lease it goes when the lease goes. A put with another lease moves the key to that one."""
 
     key: bytes
@@ -133,16 +130,14 @@ class Put:
     lease: LeaseId = NO_LEASE
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Struct, frozen=True):
     """Deletes one key, or with `range_end` all keys in [key, range_end)."""
 
     key: bytes
     range_end: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Txn:
+class Txn(Struct, frozen=True):
     """If every compare holds, `then` is carried out, else `otherwise`."""
 
     compares: Sequence[Compare] = ()
@@ -153,8 +148,7 @@ class Txn:
 Op = Get | Put | Delete | Txn
 
 
-@dataclass(frozen=True, slots=True)
-class GetResult:
+class GetResult(Struct, frozen=True):
     """`more` is true when the limit cut the answer short; `count` is how many keys there are in the range."""
 
     items: tuple[KeyValue, ...]
@@ -163,27 +157,23 @@ class GetResult:
     revision: Revision
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True):
     """How the server is that answers. `version` is such as "3.5.1"; `full`: the store has raised the alarm that it is out of space."""
 
     version: str
     full: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PutResult:
+class PutResult(Struct, frozen=True):
     revision: Revision
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteResult:
+class DeleteResult(Struct, frozen=True):
     revision: Revision
     deleted: int
 
 
-@dataclass(frozen=True, slots=True)
-class TxnResult:
+class TxnResult(Struct, frozen=True):
     """`results` answers the operations of the branch that was taken, in order. `revision` is the store's after the transaction."""
 
     succeeded: bool
@@ -199,8 +189,7 @@ class EventKind(Enum):
     DELETE = "delete"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """One change of one key. For DELETE, `item` has the key and the revision of the deletion as its `mod_revision`; its value is empty."""
 
     kind: EventKind
@@ -209,8 +198,7 @@ class Event:
     """The key before the change, when the watch asked for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class WatchBatch:
+class WatchBatch(Struct, frozen=True):
     """All changes of one or more whole revisions, in order: a transaction is never split over two batches.
 
     An empty batch says only that everything up to `revision` has been delivered. The first batch of a watch is
@@ -218,7 +206,7 @@ class WatchBatch:
     """
 
     revision: Revision
-    events: tuple[Event, ...] = field(default=())
+    events: tuple[Event, ...] = ()
 
 
 class Watch(Protocol):

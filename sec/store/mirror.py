@@ -9,7 +9,8 @@ has missed something.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from sec.store.kv import Compacted, EventKind, Get, KeyValue, Kv, KvError, Revision, prefix_end
 
@@ -19,8 +20,7 @@ RETRY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """What became of a key. `new` None: it is gone."""
 
     key: bytes

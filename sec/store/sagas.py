@@ -10,9 +10,9 @@ All methods may raise `KvUnavailable` (not done), `Indeterminate` (perhaps done,
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
+from msgspec import Struct
 from sec_model import Deadline, Payload
 from sec_model.codec import deadline_from_proto, deadline_to_proto, payload_from_proto, payload_to_proto
 from sec_protos.storage.v1 import storage_pb2
@@ -71,8 +71,7 @@ def _always() -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class SagaHead:
+class SagaHead(Struct, frozen=True):
     """What a saga was submitted with."""
 
     saga_id: SagaId
@@ -85,24 +84,21 @@ class SagaHead:
     deadline: Deadline | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ownership:
+class Ownership(Struct, frozen=True):
     """Who takes a saga: an SEC node, by its session's lease."""
 
     sec_node: SecNodeName
     lease: LeaseId
 
 
-@dataclass(frozen=True, slots=True)
-class Submitted:
+class Submitted(Struct, frozen=True):
     """`created` False: the same saga was there before. `epoch` is set when it was created with an owner."""
 
     created: bool
     epoch: Epoch | None
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSaga:
+class StoredSaga(Struct, frozen=True):
     """A saga as the store has it at one revision. `owner` is empty when nobody owns it. `problem` is set when it cannot be read;
     the entries are then those before the damage."""
 
@@ -117,8 +113,7 @@ class StoredSaga:
     """The revision at which it was submitted: another saga under the same id, after this one was removed, has another. None: that is missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(Struct, frozen=True):
     """A saga that is ours from `epoch` on."""
 
     epoch: Epoch

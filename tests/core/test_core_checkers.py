@@ -1,10 +1,9 @@
 """The checkers find what they are there to find: each history here breaks one rule."""
 
-from dataclasses import replace
-
 import compact
 import pytest
 from mini_driver import MiniDriver
+from msgspec.structs import replace
 from sec_model import OnDeadline, Payload
 from sec_model.commands import (
     Abort,

@@ -229,7 +229,7 @@ async def test_a_large_call_is_made_by_itself_and_messages_are_bounded(monkeypat
 async def test_a_call_that_is_given_up_before_it_is_sent_is_not_made(monkeypatch: Any) -> None:
     monkeypatch.setattr(stream_module, "MAX_CALLS", 1)
     async with connected(answer_all) as (server, endpoint):
-        first, given_up, last = (asyncio.create_task(endpoint.call(call(name))) for name in ("first", "given up", "last"))
+        first, given_up, last = (endpoint.call(call(name)) for name in ("first", "given up", "last"))
         await asyncio.sleep(0)  # they have begun, and the first is about to be sent
         given_up.cancel()
         await asyncio.wait([first, given_up, last])

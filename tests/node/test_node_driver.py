@@ -56,11 +56,14 @@ class FakeHost:
             await self.gate.wait()
         self.written += ready.records
 
-    async def wait_for_server(self, action: str) -> None: ...
-
-    async def call(self, call: Call) -> Answer:
+    def call(self, call: Call) -> "asyncio.Future[Answer]":
         self.calls.append(call)
-        return self.answers.pop(0) if self.answers else Answered(None if call.phase.value == "undo" else Payload.json(1))
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        done = Answered(None if call.phase is Phase.UNDO else Payload.json(1))
+        answer.set_result(self.answers.pop(0) if self.answers else done)
+        return answer
+
+    def called(self, call: Call, answer: Answer, took_s: float) -> None: ...
 
     async def still_owned(self, driver: SagaDriver) -> bool:
         return True
@@ -156,17 +159,15 @@ async def test_repeats_end_with_the_session() -> None:
 
 
 async def test_a_call_has_no_more_time_than_is_left_to_its_node_when_it_begins() -> None:
-    host = FakeHost(offered=frozenset({"step"}))
-    waits = asyncio.Event()
-
-    async def wait_for_server(action: str) -> None:
-        await waits.wait()
-
-    host.wait_for_server = wait_for_server  # type: ignore[method-assign]
+    host = FakeHost()
     driver = driver_at(host, Saga("s").append(action("a", "step", deadline=20)).build())
     driver.post(Begin())
+    host.holding = lambda record: True
+    await host.held.wait()
+    host.offered = frozenset()
+    host.gate.set()
     await until(lambda: driver.state.in_flight)
     host.clock_us += 15_000_000
-    waits.set()
-    await until(lambda: host.calls)
+    host.offered = frozenset({"step"})
+    driver.offers_changed()
     assert host.calls[0].timeout_s == 5.0
