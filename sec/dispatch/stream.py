@@ -51,14 +51,14 @@ class CallStream:
         self._outbox: deque[int] = deque()
         self._waiting: dict[int, _Waiting] = {}
         self._wake = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"batches for {server}")
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name=f"batches for {server}")
 
     def call(self, call: Call) -> "asyncio.Future[Answer]":
         """Makes one call, by itself when the server turns out to take no batches. The future has no exception, and may be cancelled."""
-        loop = asyncio.get_running_loop()
         number = next(self._ids)
-        answer: asyncio.Future[Answer] = loop.create_future()
-        limit = loop.call_later(call.timeout_s, self._too_late, number)
+        answer: asyncio.Future[Answer] = self._loop.create_future()
+        limit = self._loop.call_later(call.timeout_s, self._too_late, number)
         self._waiting[number] = _Waiting(call, payload_bytes(call), answer, limit)
         self._outbox.append(number)
         self._wake.set()
@@ -77,7 +77,7 @@ class CallStream:
 
     async def _run(self) -> None:
         stream = self._stub.Batch()
-        writing = asyncio.get_running_loop().create_task(self._write(stream))
+        writing = self._loop.create_task(self._write(stream))
         code, why = grpc.StatusCode.CANCELLED, "the connection was closed"
         try:
             async for response in stream:
@@ -140,7 +140,7 @@ class CallStream:
             if not waiting.answer.done():
                 waiting.answer.set_result(answer)
 
-        task = asyncio.get_running_loop().create_task(make())
+        task = self._loop.create_task(make())
         waiting.answer.add_done_callback(lambda _: task.cancel())
 
     def _take(self, answered: action_server_pb2.BatchedAnswer) -> None:

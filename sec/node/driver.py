@@ -160,7 +160,8 @@ class SagaDriver:
         self._in_flight: dict[int, _InFlight] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._wake_at_us = 0
-        self._quiet_since = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._quiet_since = self._loop.time()
 
     @property
     def saga_id(self) -> SagaId:
@@ -170,12 +171,11 @@ class SagaDriver:
         """Takes in an event. What follows from it happens later."""
         if self.closed:
             return
-        loop = asyncio.get_running_loop()
         if not self._inbox:
-            self._inbox_since = loop.time()
+            self._inbox_since = self._loop.time()
         self._inbox.append(event)
         if self._step is None:
-            self._step = loop.create_task(self._steps(), name=f"saga {self.saga_id}")
+            self._step = self._loop.create_task(self._steps(), name=f"saga {self.saga_id}")
 
     def offers_changed(self) -> None:
         """Other actions are offered than before. Wakes the saga when it may have waited for one."""
@@ -263,7 +263,7 @@ class SagaDriver:
         finally:
             self._step = None
             self._deciding_since = None
-            self._quiet_since = asyncio.get_running_loop().time()
+            self._quiet_since = self._loop.time()
 
     def _broken(self, what: str, error: BaseException) -> None:
         _log.error('%s of saga "%s" failed.', what, self.saga_id, exc_info=error)
@@ -291,7 +291,7 @@ class SagaDriver:
         self._wake_at_us = instant_us
         if instant_us:
             wait_s = min(max(0.0, (instant_us - self._host.now_us()) / 1e6), MAX_SLEEP_S)
-            self._alarm = asyncio.get_running_loop().call_later(wait_s, self.post, Begin())
+            self._alarm = self._loop.call_later(wait_s, self.post, Begin())
 
     def _forget_answered(self, events: list[Event]) -> None:
         """A node's dispatch is over when what came of it is in the log: until then the node must not be dispatched again."""
@@ -357,8 +357,7 @@ class SagaDriver:
     def _pause(self, in_flight: _InFlight, pause_s: float) -> None:
         """The next call comes after a pause."""
         in_flight.stage = _Stage.PAUSING
-        loop = asyncio.get_running_loop()
-        in_flight.pending = loop.call_later(pause_s, self._guarded, self._make_call, in_flight)
+        in_flight.pending = self._loop.call_later(pause_s, self._guarded, self._make_call, in_flight)
 
     def _make_call(self, in_flight: _InFlight) -> None:
         """Makes the next call of a dispatch, as soon as some action server offers its action."""
@@ -374,7 +373,7 @@ class SagaDriver:
         if not self._host.may_dispatch():
             return  # the session is as good as lost, and whoever looks after it closes this driver
         in_flight.stage = _Stage.CALLING
-        in_flight.began = asyncio.get_running_loop().time()
+        in_flight.began = self._loop.time()
         failpoints.reach("before_call")
         answer = in_flight.pending = self._host.call(self._in_time(call, dispatch))
         answer.add_done_callback(partial(self._call_ended, in_flight))
@@ -389,7 +388,7 @@ class SagaDriver:
         answer, dispatch, call = future.result(), in_flight.dispatch, in_flight.call
         assert dispatch is not None
         assert call is not None
-        took_s = asyncio.get_running_loop().time() - in_flight.began
+        took_s = self._loop.time() - in_flight.began
         self._host.called(call, answer, took_s)
         failpoints.reach("after_call")
         spent_s = dispatch.spent_s + dispatch.delay_s + took_s
@@ -404,7 +403,7 @@ class SagaDriver:
                 self._answer_missing(in_flight, dispatch, error, spent_s)
             case StaleEpoch(message):
                 refused = self._refused(in_flight, dispatch, message, spent_s)
-                in_flight.pending = asyncio.get_running_loop().create_task(refused, name=f"{self.saga_id}/{in_flight.path}")
+                in_flight.pending = self._loop.create_task(refused, name=f"{self.saga_id}/{in_flight.path}")
                 in_flight.pending.add_done_callback(self._refusal_looked_into)
             case NotOffered() | Busy():
                 self._not_taken(in_flight, answer)

@@ -33,6 +33,7 @@ class GroupCommit:
 
     def __init__(self, kv: Kv, *, timeout_s: float) -> None:
         self._kv = kv
+        self._loop = asyncio.get_running_loop()
         self._timeout_s = timeout_s
         self._waiting: deque[_Waiting] = deque()
         self._in_flight: dict[asyncio.Task[None], float] = {}
@@ -68,10 +69,9 @@ class GroupCommit:
         """
         ops = max(len(txn.compares), len(txn.then), len(txn.otherwise))
         assert ops <= MAX_OPS_PER_SAGA
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[TxnResult] = loop.create_future()
+        answer: asyncio.Future[TxnResult] = self._loop.create_future()
         size = _size(txn)
-        self._waiting.append(_Waiting(saga_id, txn, size, ops, loop.time(), answer))
+        self._waiting.append(_Waiting(saga_id, txn, size, ops, self._loop.time(), answer))
         self.waiting_bytes += size
         self._schedule()
         return await answer
@@ -85,7 +85,7 @@ class GroupCommit:
         """Lets all that happens in this turn of the event loop share a transaction."""
         if not self._fill_scheduled and self._waiting and len(self._in_flight) < IN_FLIGHT:
             self._fill_scheduled = True
-            asyncio.get_running_loop().call_soon(self._fill)
+            self._loop.call_soon(self._fill)
 
     def _fill(self) -> None:
         self._fill_scheduled = False
@@ -108,14 +108,13 @@ class GroupCommit:
         self._waiting.extendleft(reversed(put_back))
         self.waiting_bytes -= size
         if bundle:
-            loop = asyncio.get_running_loop()
-            task = loop.create_task(self._run(list(bundle.values())))
-            self._in_flight[task] = loop.time()
+            task = self._loop.create_task(self._run(list(bundle.values())))
+            self._in_flight[task] = self._loop.time()
             task.add_done_callback(self._landed)
         self._schedule()
 
     def _landed(self, task: "asyncio.Task[None]") -> None:
-        self._last_ended = asyncio.get_running_loop().time()
+        self._last_ended = self._loop.time()
         self._last_took_s = self._last_ended - self._in_flight.pop(task)
         self._schedule()
 

@@ -40,14 +40,16 @@ _TARGETS = {
 
 
 def range_request(get: Get, *, revision: Revision | None = None, serializable: bool = False) -> Any:
-    return rpc.RangeRequest(
-        key=get.key,
-        range_end=get.range_end,
-        limit=get.limit,
-        keys_only=get.keys_only,
-        revision=revision or 0,
-        serializable=serializable,
-    )
+    message = rpc.RangeRequest(revision=revision or 0, serializable=serializable)
+    _fill_range(message, get)
+    return message
+
+
+def _fill_range(message: Any, get: Get) -> None:
+    message.key = get.key
+    message.range_end = get.range_end or b""
+    message.limit = get.limit
+    message.keys_only = get.keys_only
 
 
 def txn_request(txn: Txn) -> Any:
@@ -76,7 +78,7 @@ def _fill_op(message: Any, op: Op) -> None:
             put.value = op.value
             put.lease = op.lease
         case Get():
-            message.request_range.CopyFrom(range_request(op))
+            _fill_range(message.request_range, op)
         case Delete():
             delete = message.request_delete_range
             delete.key = op.key
