@@ -179,8 +179,7 @@ class SagaDriver:
 
     def offers_changed(self) -> None:
         """Other actions are offered than before. Wakes the saga when it may have waited for one."""
-        for in_flight in [each for each in self._in_flight.values() if each.stage is _Stage.WAITING]:
-            self._guarded(self._make_call, in_flight)
+        self._call_what_waits()
         if self.state.startable:
             self.post(Begin())
 
@@ -205,9 +204,14 @@ class SagaDriver:
         """Takes a step if one is due that no event has brought about: an offer or an alarm was missed, or the wall clock was set."""
         if self.closed or self._step is not None:
             return
+        self._call_what_waits()
         due = 0 < self._wake_at_us <= self._host.now_us()
         if due or self._could_start():
             self.post(Begin())
+
+    def _call_what_waits(self) -> None:
+        for in_flight in [each for each in self._in_flight.values() if each.stage is _Stage.WAITING]:
+            self._guarded(self._make_call, in_flight)
 
     def _could_start(self) -> bool:
         if self.state.controls.paused:

@@ -12,7 +12,7 @@ from waiting_support import until
 from sec.core.decide import Begin, Event, Ordered, Ready
 from sec.core.records import Created, Epoch, Fault, OutcomeUnknown, OwnerChanged, Record, SagaId, SecNodeName, StartRequested
 from sec.core.state import SagaState
-from sec.dispatch.calls import Answer, Answered, Busy, Call, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, Unanswered
 from sec.node.driver import SagaDriver
 from sec.store.sagas import SagaHead
 
@@ -61,6 +61,8 @@ class FakeHost:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         done = Answered(None if call.phase is Phase.UNDO else Payload.json(1))
         answer.set_result(self.answers.pop(0) if self.answers else done)
+        if isinstance(answer.result(), NotOffered):
+            self.offered = frozenset()
         return answer
 
     def called(self, call: Call, answer: Answer, took_s: float) -> None: ...
@@ -171,3 +173,16 @@ async def test_a_call_has_no_more_time_than_is_left_to_its_node_when_it_begins()
     host.offered = frozenset({"step"})
     driver.offers_changed()
     assert host.calls[0].timeout_s == 5.0
+
+
+async def test_a_call_that_waits_for_a_server_is_made_though_nobody_tells_that_there_is_one() -> None:
+    host = FakeHost(answers=[NotOffered()])
+    driver = driver_at(host, Saga("s").append(action("a", "step")).build())
+    driver.post(Begin())
+    await until(lambda: not host.offered)
+    driver.look_again()
+    assert len(host.calls) == 1, "nobody offers the action"
+    host.offered = frozenset({"step"})
+    driver.look_again()
+    await until(lambda: host.fate == ["ended"])
+    assert host.dispatched() == [("do", "a"), ("do", "a")]
