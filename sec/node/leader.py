@@ -6,6 +6,7 @@ that a node which only believes that it leads does no harm.
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 from sec.core.records import SagaId, SecNodeName
 from sec.store.election import Election, Leadership
 from sec.store.keys import Keys, last_segment
-from sec.store.kv import Kv, KvError
-from sec.store.reads import keys_under
+from sec.store.kv import Get, Kv, KvError, prefix_end
+from sec.store.reads import keys_under, read_together
 from sec.store.session import Session, SessionLost
 
 _log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+EVERY_KEY_EACH = 12
+"""The sweep compares numbers, and at each so many-th look every key: two mistakes could make the numbers equal."""
 
 Duty = Callable[[Leadership], Coroutine[Any, Any, None]]
 """What is done while leading, until it is cancelled. It deals with a store that is away."""
@@ -65,10 +68,11 @@ class Leader:
 
     async def _sweep(self, _: Leadership) -> None:
         before: set[SagaId] = set()
-        while True:
+        for look in itertools.count(1):
             await asyncio.sleep(self._sweep_interval_s)
             try:
-                unowned = await self.unowned()
+                every_key = bool(before) or look % EVERY_KEY_EACH == 0
+                unowned = await self.unowned() if every_key or await self._may_be_unowned() else set()
             except KvError as error:
                 _log.warning("The sweep for unowned sagas has to wait: %s", error)
                 continue
@@ -78,8 +82,17 @@ class Leader:
                 self._claim_now(missed)
             before = unowned
 
+    async def _may_be_unowned(self) -> bool:
+        """Whether there are other numbers of active sagas and of owners: an owner key is written and deleted with its saga."""
+        actives, owners = await read_together(self._kv, [_count(self._keys.actives), _count(self._keys.owners)])
+        return actives.count != owners.count
+
     async def unowned(self) -> set[SagaId]:
         """The active sagas without an owner, read from the store at one revision."""
         active, revision = await keys_under(self._kv, self._keys.actives)
         owned, _ = await keys_under(self._kv, self._keys.owners, revision)
         return {SagaId(last_segment(key)) for key in active} - {SagaId(last_segment(key)) for key in owned}
+
+
+def _count(prefix: bytes) -> Get:
+    return Get(prefix, prefix_end(prefix), limit=1, keys_only=True)

@@ -141,9 +141,9 @@ class Owner:
 
     def lacks_driver(self, saga_id: SagaId, owner: KeyValue) -> bool:
         """Whether a saga, by its owner key, is ours under the present session, and nothing is done with it."""
-        session = self._session
-        ours = session is not None and owner.lease == session.lease
-        return ours and not any(saga_id in known for known in (self.drivers, self.unreadable, self._coming))
+        if saga_id in self.drivers or saga_id in self.unreadable or saga_id in self._coming:
+            return False
+        return self._session is not None and owner.lease == self._session.lease
 
     async def release(self, sagas: Sequence[tuple[SagaId, Epoch]]) -> None:
         """Lets others claim sagas that are ours and have no driver."""
