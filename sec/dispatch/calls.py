@@ -38,6 +38,8 @@ class Call(Struct, frozen=True):
     inputs: Mapping[str, Payload]
     output: Payload | None
     timeout_s: float
+    cancelled: bool = False
+    """Of a do: the saga unwinds already."""
 
 
 class Answered(Struct, frozen=True):
@@ -94,6 +96,8 @@ def fill_request(message: action_server_pb2.DoRequest | action_server_pb2.UndoRe
     header.epoch = call.epoch
     header.attempt = call.attempt
     header.sec_node = call.sec_node
+    if call.cancelled:
+        header.cancelled = True
     _fill_payload(message.params, call.params)
     for name, value in call.inputs.items():
         _fill_payload(message.inputs[name], value)
