@@ -63,7 +63,7 @@ class Inputs(Mapping[str, Any]):
 
 
 class _CallLog(logging.LoggerAdapter[logging.Logger]):
-    """Puts the saga and the node before each message, and into the record as `saga_id` and `node`."""
+    """Puts the saga and the node before each message, and into the record what `CallFields` does."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         extra = dict(self.extra or {})
@@ -111,7 +111,15 @@ class Call:
             self.output_payload = payload_from_proto(common_pb2.Payload.FromString(known_output))
         elif isinstance(message, pb.UndoRequest) and message.HasField("output"):
             self.output_payload = payload_from_proto(message.output)
-        self.log = _CallLog(logger, {"saga_id": self.saga_id, "node": self.node, "phase": str(self.phase)})
+        self.fields: dict[str, str | int] = {
+            "saga_id": self.saga_id,
+            "node": self.node,
+            "action": self.action,
+            "phase": str(self.phase),
+            "attempt": self.attempt,
+        }
+        """What log lines say of the call."""
+        self.log = _CallLog(logger, self.fields)
         self._end = None if remaining_s is None else time.monotonic() + remaining_s
         self._deadline = None if remaining_s is None else datetime.now(UTC) + timedelta(seconds=min(remaining_s, 1e9))
         self._cancellation = cancellation or Cancellation()

@@ -26,6 +26,7 @@ from sec_client.kit.actions import Action, Actions, Handler
 from sec_client.kit.batches import BatchStream
 from sec_client.kit.call import CANCELLED_CODE, ActionFailed, Call, Unavailable
 from sec_client.kit.cancelling import Cancellation
+from sec_client.kit.logs import logged_as
 from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, Stale
 from sec_client.kit.store import Store, StoreError
 from sec_client.kit.typed import BadInput, plain
@@ -315,7 +316,10 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
                 raise ActionFailed(text, code=CANCELLED_CODE)
             handler = action.undo_handler if delivery.undo else action.do
             arguments = _arguments(action, call, delivery, first=first)
-            value = None if handler is None else await self._invoke(handler, call, arguments)
+            value = None
+            if handler is not None:
+                with logged_as(call.fields):
+                    value = await self._invoke(handler, call, arguments)
             output = b"" if delivery.undo else self._output(value)
             ended = True
             entry = Entry(Mark.UNDONE) if delivery.undo else Entry(Mark.DONE, output)
