@@ -124,6 +124,8 @@ class CallStream:
                 if message.calls and size > MAX_BYTES:
                     break
                 batched = message.calls.add(id=self._outbox[0], timeout_s=waiting.call.timeout_s)
+                if waiting.call.traceparent:
+                    batched.traceparent = waiting.call.traceparent
                 fill_request(batched.do_request if waiting.call.phase is Phase.DO else batched.undo_request, waiting.call)
             self._outbox.popleft()
         return message

@@ -491,6 +491,7 @@ class SagaDriver:
             inputs={name: state.output_of(index) for name, index in node.inputs},
             output=state.outputs.get(dispatch.node) if dispatch.phase is Phase.UNDO else None,
             timeout_s=dispatch.timeout_s,
+            traceparent=self.head.traceparent,
             cancelled=dispatch.phase is Phase.DO and state.course is not Course.RUNNING,
         )
 

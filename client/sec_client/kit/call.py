@@ -15,6 +15,7 @@ from sec_protos.v1 import common_pb2
 
 from sec_client.kit.cancelling import Cancellation
 from sec_client.kit.store import Store
+from sec_client.tracing import trace_id_of
 from sec_client.views import Phase
 
 CANCELLED_CODE = "cancelled"
@@ -118,7 +119,9 @@ class Call:
             "phase": str(self.phase),
             "attempt": self.attempt,
         }
-        """What log lines say of the call."""
+        """What log lines and spans say of the call."""
+        if trace_id := trace_id_of(traceparent):
+            self.fields["trace_id"] = trace_id
         self.log = _CallLog(logger, self.fields)
         self._end = None if remaining_s is None else time.monotonic() + remaining_s
         self._deadline = None if remaining_s is None else datetime.now(UTC) + timedelta(seconds=min(remaining_s, 1e9))

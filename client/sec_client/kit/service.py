@@ -31,6 +31,7 @@ from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, St
 from sec_client.kit.store import Store, StoreError
 from sec_client.kit.typed import BadInput, plain
 from sec_client.payloads import encode
+from sec_client.tracing import TRACEPARENT, span
 
 MAX_ERROR_CHARACTERS = 4000
 """Of an error's message: the contract keeps 8 KiB, and a status has to fit into HTTP/2 headers of that size."""
@@ -38,7 +39,6 @@ BAD_INPUT_CODE = "bad_input"
 """Code of the failure that a do answers when what it got is not what its handler's annotations say."""
 UNDONE_CODE = "undone"
 """Code of the failure that a do answers after its undo."""
-_TRACEPARENT = "traceparent"
 
 T = TypeVar("T")
 R = TypeVar("R", pb.DoResponse, pb.UndoResponse)
@@ -153,7 +153,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
     async def _answer_batched(self, call: pb.BatchedCall, metadata: Mapping[str, str]) -> pb.BatchedAnswer:
         message = call.undo_request if call.WhichOneof("request") == "undo_request" else call.do_request
         if call.traceparent:
-            metadata = {**metadata, _TRACEPARENT: call.traceparent}
+            metadata = {**metadata, TRACEPARENT: call.traceparent}
         try:
             answer = await self._answer(message, call.timeout_s, metadata, batched=True)
         except Exception as e:
@@ -179,7 +179,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         self, message: Message, remaining_s: float | None, metadata: Mapping[str, str], *, batched: bool = False
     ) -> Response | Status:
         async def deliver() -> Response | Status:
-            answer = await self._deliver(message, remaining_s, metadata.get(_TRACEPARENT, ""), detached=batched)
+            answer = await self._deliver(message, remaining_s, metadata.get(TRACEPARENT, ""), detached=batched)
             if isinstance(answer, Status):
                 return answer
             return _undo_response(answer) if isinstance(message, pb.UndoRequest) else _do_response(answer)
@@ -318,7 +318,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             arguments = _arguments(action, call, delivery, first=first)
             value = None
             if handler is not None:
-                with logged_as(call.fields):
+                with logged_as(call.fields), span(f"{call.action} {call.phase}", call.traceparent, call.fields):
                     value = await self._invoke(handler, call, arguments)
             output = b"" if delivery.undo else self._output(value)
             ended = True

@@ -119,7 +119,7 @@ class ActionServerStub:
     """Runs an action.
 
     The gRPC deadline is the end of this attempt: what the server answers later is not read, and the coordinator calls again.
-    W3C trace context is in the metadata ("traceparent") when the submitter sent one.
+    W3C trace context is in the metadata ("traceparent") when the submitter sent one: it is the submitter's, at every call of the saga.
     """
     Undo: _grpc.UnaryUnaryMultiCallable[_action_server_pb2.UndoRequest, _action_server_pb2.UndoResponse]
     """Takes back what `Do` with the same idempotency key did, however far it came."""
@@ -146,7 +146,7 @@ class ActionServerAsyncStub(ActionServerStub):
     """Runs an action.
 
     The gRPC deadline is the end of this attempt: what the server answers later is not read, and the coordinator calls again.
-    W3C trace context is in the metadata ("traceparent") when the submitter sent one.
+    W3C trace context is in the metadata ("traceparent") when the submitter sent one: it is the submitter's, at every call of the saga.
     """
     Undo: _aio.UnaryUnaryMultiCallable[_action_server_pb2.UndoRequest, _action_server_pb2.UndoResponse]  # type: ignore[assignment]
     """Takes back what `Do` with the same idempotency key did, however far it came."""
@@ -182,7 +182,7 @@ class ActionServerServicer(metaclass=_abc_1.ABCMeta):
         """Runs an action.
 
         The gRPC deadline is the end of this attempt: what the server answers later is not read, and the coordinator calls again.
-        W3C trace context is in the metadata ("traceparent") when the submitter sent one.
+        W3C trace context is in the metadata ("traceparent") when the submitter sent one: it is the submitter's, at every call of the saga.
         """
 
     @_abc_1.abstractmethod
