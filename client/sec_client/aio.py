@@ -27,6 +27,7 @@ from sec_client import decode
 from sec_client.errors import InvalidDefinition, SagaNotFound, WaitTimeout, WrongState, damaged_log, from_rpc_error
 from sec_client.ids import new_saga_id
 from sec_client.payloads import encode
+from sec_client.tracing import TRACEPARENT, current_traceparent
 from sec_client.transport import DEFAULT_TIMEOUT_S, Cluster, Metadata, Pause, Tls, worth_repeating
 from sec_client.views import (
     LogRecord,
@@ -89,7 +90,7 @@ class Client:
         Without a `saga_id` one is drawn here, so that the call can be repeated without making a second saga. The same id with the same
         content answers the existing saga. `params` is a JSON value, bytes or a `Payload`. With `require_actions` an action that no
         action server offers now is an error and not a warning. A saga that has not ended when its `deadline` (seconds or a time from its start)
-        has passed unwinds, or, if the `Deadline` says so, is paused. Raises `InvalidDefinition`, `SagaExists`, `ActionNotOffered`, `TooLarge`, `InvalidArgument`.
+        has passed unwinds, or, if the `Deadline` says so, is paused. Where OpenTelemetry is installed, the saga belongs to the trace of the caller. Raises `InvalidDefinition`, `SagaExists`, `ActionNotOffered`, `TooLarge`, `InvalidArgument`.
         """
         saga_id = saga_id or new_saga_id()
         message = pb.SubmitSagaRequest(
@@ -101,7 +102,9 @@ class Client:
             require_actions=require_actions,
             deadline=deadline_to_proto(deadline_of(deadline)),
         )
-        answer = await self._cluster.call(lambda stub: stub.SubmitSaga, message, saga_id=saga_id)
+        traceparent = current_traceparent()
+        metadata = ((TRACEPARENT, traceparent),) if traceparent else ()
+        answer = await self._cluster.call(lambda stub: stub.SubmitSaga, message, saga_id=saga_id, metadata=metadata)
         return SubmitResult(answer.saga_id or saga_id, answer.created, tuple(answer.warnings))
 
     async def start(self, saga_id: str) -> None:

@@ -163,10 +163,11 @@ class Cluster:
         saga_id: str = "",
         budget_s: float | None = None,
         attempt_s: float | None = None,
+        metadata: Metadata = (),
     ) -> Resp:
         """Makes a call that may be sent more than once. Cancellation leaves it unknown whether it took effect.
 
-        `budget_s` bounds all tries, `attempt_s` a single one. Raises `SagaError`; its `repeated` is true when an earlier try of this very
+        `budget_s` bounds all tries, `attempt_s` a single one; `metadata` goes with this call only. Raises `SagaError`; its `repeated` is true when an earlier try of this very
         call may have taken effect.
         """
         end = time.monotonic() + (self.timeout_s if budget_s is None else budget_s)
@@ -179,7 +180,9 @@ class Cluster:
             left_s = max(0.001, end - time.monotonic())
             try:
                 return await method(endpoint.stub)(
-                    message, timeout=left_s if attempt_s is None else min(left_s, attempt_s), metadata=self.metadata
+                    message,
+                    timeout=left_s if attempt_s is None else min(left_s, attempt_s),
+                    metadata=(*self.metadata, *metadata),
                 )
             except grpc.aio.AioRpcError as e:
                 error = from_rpc_error(e, address=endpoint.address, saga_id=saga_id)

@@ -81,11 +81,12 @@ class Coordinator(ClusterCalls):
         # A saga that is there already is answered as it is, whatever has become of its actions.
         if refused is not None and not (request.saga_id and await self._exists(saga_id)):
             raise refused
+        traceparent = requests.traceparent(context)
         uid, give_up = secrets.token_hex(8), give_up_before(context)
 
         async def submit() -> Submitted:
             digest = await self._node.definitions.put(checked.data, graph)
-            head = SagaHead(saga_id, uid, checked.name, digest, params, labels, wall_clock_us(), deadline)
+            head = SagaHead(saga_id, uid, checked.name, digest, params, labels, wall_clock_us(), deadline, traceparent)
             return await self._submit(head, graph, start=not request.start_later, give_up=give_up)
 
         try:

@@ -1,6 +1,7 @@
 """Checks of what comes in, before anything is read or written. Bounds are those of the settings."""
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,14 +16,17 @@ from sec_model.schemas import SchemaError
 from sec_model.schemas_codec import schemas_from_proto
 from sec_protos.v1 import common_pb2, coordinator_pb2, definition_pb2
 
+from sec.api.answering import Context
 from sec.api.errors import ApiError, invalid
 from sec.core.records import SagaId
+from sec.dispatch.calls import TRACEPARENT
 from sec.node.settings import Limits
 
 MAX_PAGE = 1_000
 DEFAULT_PAGE = 100
 MAX_CHECKED = 200
 """Definitions that are kept as they were read, the latest ones."""
+_TRACEPARENT_FORM = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 MAX_COMMAND_BYTES = 16 * 1024
 MAX_DESCRIPTION_BYTES = 1024 * 1024
 """Of all actions of one server, with their schemas: etcd takes 1.5 MiB at once."""
@@ -109,6 +113,12 @@ def labels(given: Mapping[str, str], saga: str, limits: Limits) -> dict[str, str
                 saga_id=saga,
             )
     return dict(given)
+
+
+def traceparent(context: Context) -> str:
+    """The trace context in the metadata of a call. Empty when there is none, or one of another form than that of W3C: that is to be ignored."""
+    found = (value for key, value in context.invocation_metadata() or () if key == TRACEPARENT)
+    return next((value for value in found if isinstance(value, str) and _TRACEPARENT_FORM.fullmatch(value)), "")
 
 
 def deadline(message: coordinator_pb2.SubmitSagaRequest, saga: str) -> Deadline | None:

@@ -2,7 +2,6 @@
 
 import logging
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +141,13 @@ LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     type=click.Choice(["debug", "info", "warning", "error"]),
     help="How much to tell on stderr.",
 )
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    type=click.Choice(["text", "json"]),
+    help="How to tell it; json: an object each line.",
+)
 def node(**options: Any) -> None:
     """Runs one SEC node until SIGTERM.
 
@@ -165,9 +171,9 @@ def node(**options: Any) -> None:
     from sec.node.settings import InvalidSettings
     from sec.run import run_node
 
-    logging.basicConfig(level=options["log_level"].upper(), format=LOG_FORMAT, stream=sys.stderr)
     try:
         config = _config(options)
+        _set_up_logging(options["log_level"], options["log_format"], config.settings.name)
         uvloop.run(run_node(config))
     except InvalidSettings as error:
         raise click.UsageError("\n".join(error.problems)) from error
@@ -175,6 +181,14 @@ def node(**options: Any) -> None:
         raise click.UsageError(str(error)) from error
     except (CannotListen, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _set_up_logging(level: str, form: str, sec_node: str) -> None:
+    from sec_client.logs import JsonFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter(sec_node=sec_node) if form == "json" else logging.Formatter(LOG_FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def _config(options: dict[str, Any]) -> "NodeConfig":

@@ -16,6 +16,8 @@ from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 _STALE = grpc.StatusCode.FAILED_PRECONDITION
 _NOT_OFFERED = grpc.StatusCode.UNIMPLEMENTED
 _BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
+TRACEPARENT = "traceparent"
+"""The W3C trace context, among the metadata of a call."""
 _TOO_LARGE = ("larger than max", "exceeds maximum size")
 """What gRPC itself says (its C core and Go, Java), with the status of a busy server, of a message beyond a limit. Making the call again does not help
 that."""
@@ -38,6 +40,9 @@ class Call(Struct, frozen=True):
     inputs: Mapping[str, Payload]
     output: Payload | None
     timeout_s: float
+    cancelled: bool = False
+    """Of a do: the saga unwinds already."""
+    traceparent: str = ""
 
 
 class Answered(Struct, frozen=True):
@@ -71,14 +76,15 @@ Answer = Answered | Unanswered | StaleEpoch | NotOffered | Busy
 
 async def send(stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str, call: Call, max_output_bytes: int) -> Answer:
     """Makes one call by itself. Raises nothing but `asyncio.CancelledError`; `server` names the action server in errors."""
+    metadata = ((TRACEPARENT, call.traceparent),) if call.traceparent else ()
     try:
         if call.phase is Phase.DO:
             do = action_server_pb2.DoRequest()
             fill_request(do, call)
-            return do_answer(await stub.Do(do, timeout=call.timeout_s), server, call, max_output_bytes)
+            return do_answer(await stub.Do(do, timeout=call.timeout_s, metadata=metadata), server, call, max_output_bytes)
         undo = action_server_pb2.UndoRequest()
         fill_request(undo, call)
-        return undo_answer(await stub.Undo(undo, timeout=call.timeout_s))
+        return undo_answer(await stub.Undo(undo, timeout=call.timeout_s, metadata=metadata))
     except grpc.aio.AioRpcError as error:
         return status_answer(error.code(), error.details() or "", server, call)
 
@@ -94,6 +100,8 @@ def fill_request(message: action_server_pb2.DoRequest | action_server_pb2.UndoRe
     header.epoch = call.epoch
     header.attempt = call.attempt
     header.sec_node = call.sec_node
+    if call.cancelled:
+        header.cancelled = True
     _fill_payload(message.params, call.params)
     for name, value in call.inputs.items():
         _fill_payload(message.inputs[name], value)

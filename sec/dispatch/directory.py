@@ -75,6 +75,11 @@ class Directory:
         answer.set_result(NotOffered() if endpoint is None else Busy())
         return answer
 
+    def cancel(self, idempotency_key: str) -> None:
+        """Tells whichever server has it that nobody wants the effect of a do under way any more."""
+        for server in self._servers.values():
+            server.endpoint.cancel(idempotency_key)
+
     @property
     def calls(self) -> int:
         """Calls in progress, of all servers."""

@@ -71,6 +71,11 @@ class Endpoint:
         answer.add_done_callback(partial(self._call_ended, call.action))
         return answer
 
+    def cancel(self, idempotency_key: str) -> None:
+        """Tells the server that nobody wants the effect of a do under way any more, if it can be told. Changes nothing about the call."""
+        if self._stream is not None:
+            self._stream.cancel(idempotency_key)
+
     def _make(self, call: Call) -> "asyncio.Future[Answer]":
         if self._batches and payload_bytes(call) <= MAX_BYTES:
             stream = self._stream

@@ -50,6 +50,7 @@ class CallStream:
         self._ids = itertools.count(1)
         self._outbox: deque[int] = deque()
         self._waiting: dict[int, _Waiting] = {}
+        self._unwanted: set[str] = set()
         self._wake = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run(), name=f"batches for {server}")
@@ -63,6 +64,11 @@ class CallStream:
         self._outbox.append(number)
         self._wake.set()
         return answer
+
+    def cancel(self, idempotency_key: str) -> None:
+        """Tells the server, by the next message, that nobody wants the effect of a do under way any more. Its answer is waited for as before."""
+        self._unwanted.add(idempotency_key)
+        self._wake.set()
 
     async def close(self) -> None:
         """Ends the stream. Calls under way have an unknown outcome."""
@@ -97,9 +103,13 @@ class CallStream:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._outbox:
+            while self._outbox or self._unwanted:
+                message = self._message()
+                self._add_unwanted(message)
+                if not message.calls and not message.cancelled:
+                    continue
                 try:
-                    await stream.write(self._message())
+                    await stream.write(message)
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     return
 
@@ -114,9 +124,25 @@ class CallStream:
                 if message.calls and size > MAX_BYTES:
                     break
                 batched = message.calls.add(id=self._outbox[0], timeout_s=waiting.call.timeout_s)
+                if waiting.call.traceparent:
+                    batched.traceparent = waiting.call.traceparent
                 fill_request(batched.do_request if waiting.call.phase is Phase.DO else batched.undo_request, waiting.call)
             self._outbox.popleft()
         return message
+
+    def _add_unwanted(self, message: action_server_pb2.BatchRequest) -> None:
+        """Those of dos that have been sent, or are in the message. One look at what waits serves all that were cancelled meanwhile."""
+        if not self._unwanted:
+            return
+        unwanted, self._unwanted = self._unwanted, set()
+        for number, waiting in self._waiting.items():
+            key = waiting.call.idempotency_key
+            if waiting.call.phase is not Phase.DO or key not in unwanted or waiting.answer.done():
+                continue
+            if self._outbox and number >= self._outbox[0]:
+                self._unwanted.add(key)
+            else:
+                message.cancelled.append(number)
 
     def _end(self, code: grpc.StatusCode, why: str) -> None:
         self.ended = True

@@ -31,6 +31,7 @@ from sec.core.decide import (
 from sec.core.errors import IllegalTransition
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 from sec.core.state import SagaState
+from sec.core.transitions import Course
 from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, StaleEpoch, Unanswered
 from sec.node import failpoints
 from sec.store.errors import Fenced
@@ -88,6 +89,10 @@ class Host(Protocol):
 
     def called(self, call: Call, answer: Answer, took_s: float) -> None:
         """Is told of each answer."""
+        ...
+
+    def cancel(self, idempotency_key: str) -> None:
+        """Tells the action server that nobody wants the effect of a do under way any more. It is waited for all the same."""
         ...
 
     async def still_owned(self, driver: "SagaDriver") -> bool:
@@ -322,6 +327,8 @@ class SagaDriver:
         if in_flight is None:  # it was withheld, and must not be dispatched any more
             in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _Stage.PAUSING)
         in_flight.hurried = True
+        if in_flight.stage is _Stage.CALLING:
+            self._host.cancel(self.state.idempotency_key(node))
         if in_flight.stage in (_Stage.PAUSING, _Stage.WAITING):
             self._give_up(in_flight)
 
@@ -484,6 +491,8 @@ class SagaDriver:
             inputs={name: state.output_of(index) for name, index in node.inputs},
             output=state.outputs.get(dispatch.node) if dispatch.phase is Phase.UNDO else None,
             timeout_s=dispatch.timeout_s,
+            traceparent=self.head.traceparent,
+            cancelled=dispatch.phase is Phase.DO and state.course is not Course.RUNNING,
         )
 
     def _path(self, node: int) -> NodePath:

@@ -420,6 +420,9 @@ class Owner:
     def called(self, call: Call, answer: Answer, took_s: float) -> None:
         self.on_call(call, answer, took_s)
 
+    def cancel(self, idempotency_key: str) -> None:
+        self._directory.cancel(idempotency_key)
+
     async def still_owned(self, driver: SagaDriver) -> bool:
         return await self._sagas.owns(driver.saga_id, driver.epoch)
 

@@ -82,6 +82,8 @@ class SagaHead(Struct, frozen=True):
     labels: dict[str, str]
     created_us: int
     deadline: Deadline | None = None
+    traceparent: str = ""
+    """The trace context of the submit, as W3C has it; empty when it had none."""
 
 
 class Ownership(Struct, frozen=True):
@@ -493,6 +495,7 @@ def _head_to_bytes(head: SagaHead) -> bytes:
         labels=head.labels,
         created_us=head.created_us,
         deadline=deadline_to_proto(head.deadline),
+        traceparent=head.traceparent,
     ).SerializeToString(deterministic=True)
 
 
@@ -511,4 +514,5 @@ def _head_from_bytes(data: bytes) -> SagaHead:
         dict(stored.labels),
         stored.created_us,
         deadline,
+        stored.traceparent,
     )

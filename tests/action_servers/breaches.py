@@ -260,6 +260,15 @@ class FailsAtTheDeadline(ActionServer):
         return super().Do(message, context)
 
 
+@breaks("cancelled")
+class HasTheEffectOfWhatIsCancelled(ActionServer):
+    def do_once(self, action: Any, message: Any) -> Any:
+        answer = super().do_once(action, message)
+        if message.call.cancelled:
+            return lambda: pb.DoResponse(failure=common_pb2.Error(message="Nobody wants it."))
+        return answer
+
+
 @breaks("payloads")
 class TakesPayloadsForText(ActionServer):
     def do_once(self, action: Any, message: Any) -> Any:

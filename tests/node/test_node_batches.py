@@ -56,7 +56,7 @@ def _answers(*answers: pb.BatchedAnswer) -> pb.BatchResponse:
     return pb.BatchResponse(answers=answers)
 
 
-def call(node: str, *, phase: Phase = Phase.DO, params: bytes = b"p", timeout_s: float = 600.0) -> Call:
+def call(node: str, *, phase: Phase = Phase.DO, params: bytes = b"p", timeout_s: float = 600.0, cancelled: bool = False) -> Call:
     return Call(
         saga_id=SagaId("s1"),
         saga_uid="u1",
@@ -71,6 +71,7 @@ def call(node: str, *, phase: Phase = Phase.DO, params: bytes = b"p", timeout_s:
         inputs={"a": Payload.json(1), "nothing": Payload()},
         output=Payload.json("done") if phase is Phase.UNDO else None,
         timeout_s=timeout_s,
+        cancelled=cancelled,
     )
 
 
@@ -247,3 +248,45 @@ async def test_an_output_that_is_too_large_is_no_failure() -> None:
         answer = await endpoint.call(call("n"))
     assert isinstance(answer, Unanswered)
     assert answer.error.code == "output_too_large"
+
+
+async def test_what_is_not_wanted_any_more_is_told_once_it_is_sent_and_answered_as_ever(monkeypatch: Any) -> None:
+    monkeypatch.setattr(stream_module, "MAX_CALLS", 2)
+    waiting: list[pb.BatchedCall] = []
+
+    async def play(message: pb.BatchRequest, context: Any) -> None:
+        waiting.extend(message.calls)
+        if len(message.cancelled) == 1 and not message.calls:
+            await answer_all(pb.BatchRequest(calls=waiting), context)
+
+    async with connected(play) as (server, endpoint):
+        endpoint.cancel("u1/of another stream")
+        calls = [asyncio.create_task(endpoint.call(call(node))) for node in ("a", "b", "c")]
+        calls.append(asyncio.create_task(endpoint.call(call("a", phase=Phase.UNDO))))
+        await asyncio.sleep(0)  # they have begun, and nothing is sent yet
+        for key in ("u1/a", "u1/c", "u1/nobody's"):
+            endpoint.cancel(key)
+        await until(lambda: len(waiting) == 4)
+        endpoint.cancel("u1/b")
+        answers = await asyncio.gather(*calls)
+    ids = {(each.do_request.call.node or "undo"): each.id for each in waiting}
+    assert answers == [*(Answered(Payload("", node.encode())) for node in ("a", "b", "c")), Answered(None)]
+    assert [(len(message.calls), list(message.cancelled)) for message in server.messages] == [
+        (2, [ids["a"]]),
+        (2, [ids["c"]]),
+        (0, [ids["b"]]),
+    ]
+
+
+async def test_an_empty_message_is_not_sent_for_a_call_that_nobody_makes() -> None:
+    async with connected(answer_all) as (server, endpoint):
+        await endpoint.call(call("a"))
+        endpoint.cancel("u1/a")
+        await endpoint.call(call("b"))
+    assert [len(message.calls) for message in server.messages] == [1, 1]
+
+
+async def test_a_call_that_is_known_not_to_be_wanted_says_so() -> None:
+    async with connected(answer_all) as (server, endpoint):
+        await asyncio.gather(endpoint.call(call("a", cancelled=True)), endpoint.call(call("b")))
+    assert [each.do_request.call.cancelled for each in server.messages[0].calls] == [True, False]

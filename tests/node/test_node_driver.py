@@ -35,6 +35,7 @@ class FakeHost:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     held: asyncio.Event = field(default_factory=asyncio.Event)
     fate: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
     calls_left: int = 1_000
     """Before the session is past its deadline."""
 
@@ -66,6 +67,9 @@ class FakeHost:
         return answer
 
     def called(self, call: Call, answer: Answer, took_s: float) -> None: ...
+
+    def cancel(self, idempotency_key: str) -> None:
+        self.cancelled.append(idempotency_key)
 
     async def still_owned(self, driver: SagaDriver) -> bool:
         return True

@@ -7,6 +7,7 @@ from sec_model import Payload
 
 from sec_client.kit.actions import Action
 from sec_client.kit.call import ActionFailed, Call, Inputs, Unavailable
+from sec_client.kit.logs import CallFields
 from sec_client.kit.server import ActionServer
 from sec_client.kit.service import Incoming, Middleware, Response, Status
 from sec_client.kit.sqlite import SqliteStore
@@ -19,6 +20,7 @@ __all__ = [
     "ActionFailed",
     "ActionServer",
     "Call",
+    "CallFields",
     "Incoming",
     "Inputs",
     "MemoryStore",

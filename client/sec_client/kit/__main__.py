@@ -7,8 +7,10 @@ import os
 import sys
 
 from sec_client.errors import SagaError
+from sec_client.kit.logs import CallFields
 from sec_client.kit.server import ActionServer
 from sec_client.kit.store import StoreError
+from sec_client.logs import JsonFormatter
 from sec_client.transport import Tls
 
 
@@ -31,8 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
     for side, what in (("tls", "listening"), ("sec-tls", "calls to the SEC nodes")):
         for part in ("ca", "cert", "key"):
             parser.add_argument(f"--{side}-{part}", metavar="FILE", help=f"TLS for {what}: {part}, a PEM file")
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="of what is logged on stderr; json: an object each line (%(default)s)",
+    )
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _set_up_logging(options.log_format)
     try:
         server = load(options.server)
         server.run(
@@ -47,6 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     return 0
+
+
+def _set_up_logging(form: str) -> None:
+    handler = logging.StreamHandler()
+    handler.addFilter(CallFields())
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if form == "json" else text)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def load(target: str) -> ActionServer:

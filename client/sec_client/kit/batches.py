@@ -11,20 +11,23 @@ MAX_ANSWER_BYTES = 1024 * 1024
 """Of one message, unless a single answer is larger. What is ready meanwhile goes into the next."""
 
 Deliver = Callable[[pb.BatchedCall], Awaitable[pb.BatchedAnswer]]
+Cancel = Callable[[pb.BatchedCall], None]
 Detach = Callable[[Coroutine[Any, Any, None]], object]
 Write = Callable[[pb.BatchResponse], Awaitable[None]]
 
 
 class BatchStream:
-    """Serves one stream. `deliver` answers one call, and never raises; `detach` runs it to its end, whatever becomes of the stream.
+    """Serves one stream. `deliver` answers one call, and never raises; `detach` runs it to its end, whatever becomes of the stream. `cancel` is told of
+    a call in hand whose effect is not wanted any more.
 
     It is read no further while its answers are not: what waits here is bounded by that, and by the deliveries that `deliver` lets in.
     """
 
-    def __init__(self, deliver: Deliver, detach: Detach) -> None:
+    def __init__(self, deliver: Deliver, cancel: Cancel, detach: Detach) -> None:
         self._deliver = deliver
+        self._cancel = cancel
         self._detach = detach
-        self._in_hand = 0
+        self._in_hand: dict[int, pb.BatchedCall] = {}
         self._answers: list[pb.BatchedAnswer] = []
         self._changed = asyncio.Event()
         self._written = asyncio.Event()
@@ -55,8 +58,11 @@ class BatchStream:
         try:
             async for request in requests:
                 for call in request.calls:
-                    self._in_hand += 1
+                    self._in_hand[call.id] = call
                     self._detach(self._one(call))
+                for number in request.cancelled:
+                    if (unwanted := self._in_hand.get(number)) is not None:
+                        self._cancel(unwanted)
                 while len(self._answers) >= MAX_ANSWERS:
                     self._written.clear()
                     await self._written.wait()
@@ -68,7 +74,7 @@ class BatchStream:
             answer = await self._deliver(call)
             self._answers.append(answer)
         finally:
-            self._in_hand -= 1
+            del self._in_hand[call.id]
             self._changed.set()
 
     def _take(self) -> list[pb.BatchedAnswer]:

@@ -13,8 +13,13 @@ from sec_model.codec import payload_from_proto
 from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import common_pb2
 
+from sec_client.kit.cancelling import Cancellation
 from sec_client.kit.store import Store
+from sec_client.tracing import trace_id_of
 from sec_client.views import Phase
+
+CANCELLED_CODE = "cancelled"
+"""Code of the failure of an action that ended early, or never began, because nobody wants its effect any more."""
 
 
 class ActionFailed(Exception):
@@ -59,7 +64,7 @@ class Inputs(Mapping[str, Any]):
 
 
 class _CallLog(logging.LoggerAdapter[logging.Logger]):
-    """Puts the saga and the node before each message, and into the record as `saga_id` and `node`."""
+    """Puts the saga and the node before each message, and into the record what `CallFields` does."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
         extra = dict(self.extra or {})
@@ -86,6 +91,7 @@ class Call:
         known_output: bytes | None = None,
         remaining_s: float | None = None,
         traceparent: str = "",
+        cancellation: Cancellation | None = None,
     ) -> None:
         about = message.call
         undo = isinstance(message, pb.UndoRequest)
@@ -106,9 +112,20 @@ class Call:
             self.output_payload = payload_from_proto(common_pb2.Payload.FromString(known_output))
         elif isinstance(message, pb.UndoRequest) and message.HasField("output"):
             self.output_payload = payload_from_proto(message.output)
-        self.log = _CallLog(logger, {"saga_id": self.saga_id, "node": self.node, "phase": str(self.phase)})
+        self.fields: dict[str, str | int] = {
+            "saga_id": self.saga_id,
+            "node": self.node,
+            "action": self.action,
+            "phase": str(self.phase),
+            "attempt": self.attempt,
+        }
+        """What log lines and spans say of the call."""
+        if trace_id := trace_id_of(traceparent):
+            self.fields["trace_id"] = trace_id
+        self.log = _CallLog(logger, self.fields)
         self._end = None if remaining_s is None else time.monotonic() + remaining_s
         self._deadline = None if remaining_s is None else datetime.now(UTC) + timedelta(seconds=min(remaining_s, 1e9))
+        self._cancellation = cancellation or Cancellation()
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._db: sqlite3.Connection | None = None
@@ -136,6 +153,31 @@ class Call:
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, by the monotonic clock, not below 0; None: there is no deadline."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """Nobody wants the effect any more: the saga unwinds, and what this action does will be undone at once. Never taken back; never true in an undo.
+
+        An action that takes long may look at it and end early, by `raise_if_cancelled` where there is no effect. It may also go on: what it answers
+        counts as ever. That the caller went away, or its time is up (`deadline`), is no reason: the same call comes again, and waits for this one.
+        """
+        return self._cancellation.is_set
+
+    async def wait_cancelled(self) -> None:
+        """Returns once the call is `cancelled`. For async handlers; the kit itself interrupts no handler."""
+        await self._cancellation.wait()
+
+    def raise_if_cancelled(self) -> None:
+        """Raises `ActionFailed`, with the code "cancelled", when the call is `cancelled`.
+
+        Call it only where there is no effect, from this or any earlier call with this key, or where all of it is in `db`, which is rolled back. Take back
+        what there is before that, or raise `Unavailable` when `cancelled`: then the undo action is called.
+        """
+        if self.cancelled:
+            raise ActionFailed(
+                f'The saga does not want node "{self.node}" any more: the action ended early, without an effect.',
+                code=CANCELLED_CODE,
+            )
 
     @property
     def db(self) -> sqlite3.Connection:

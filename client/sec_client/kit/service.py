@@ -24,11 +24,14 @@ from sec_protos.v1 import action_server_pb2_grpc, common_pb2
 
 from sec_client.kit.actions import Action, Actions, Handler
 from sec_client.kit.batches import BatchStream
-from sec_client.kit.call import ActionFailed, Call, Unavailable
+from sec_client.kit.call import CANCELLED_CODE, ActionFailed, Call, Unavailable
+from sec_client.kit.cancelling import Cancellation
+from sec_client.kit.logs import logged_as
 from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, Stale
 from sec_client.kit.store import Store, StoreError
 from sec_client.kit.typed import BadInput, plain
 from sec_client.payloads import encode
+from sec_client.tracing import TRACEPARENT, span
 
 MAX_ERROR_CHARACTERS = 4000
 """Of an error's message: the contract keeps 8 KiB, and a status has to fit into HTTP/2 headers of that size."""
@@ -36,7 +39,6 @@ BAD_INPUT_CODE = "bad_input"
 """Code of the failure that a do answers when what it got is not what its handler's annotations say."""
 UNDONE_CODE = "undone"
 """Code of the failure that a do answers after its undo."""
-_TRACEPARENT = "traceparent"
 
 T = TypeVar("T")
 R = TypeVar("R", pb.DoResponse, pb.UndoResponse)
@@ -87,9 +89,10 @@ Middleware = Callable[[Incoming, Callable[[], Awaitable[Response | Status]]], Aw
 
 
 class _Key:
-    """The row of deliveries of one idempotency key."""
+    """The row of deliveries of one idempotency key. `cancellation`: of its dos."""
 
     def __init__(self) -> None:
+        self.cancellation = Cancellation()
         self.lock = asyncio.Lock()
         self.users = 0
 
@@ -140,7 +143,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         if not self._batches:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f'The action server "{self._server_name}" takes no batches.')
         metadata = _metadata(context)
-        stream = BatchStream(lambda call: self._answer_batched(call, metadata), self._detach)
+        stream = BatchStream(lambda call: self._answer_batched(call, metadata), self._cancel, self._detach)
         self._streams.add(stream)
         try:
             await stream.serve(requests, context.write)
@@ -150,7 +153,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
     async def _answer_batched(self, call: pb.BatchedCall, metadata: Mapping[str, str]) -> pb.BatchedAnswer:
         message = call.undo_request if call.WhichOneof("request") == "undo_request" else call.do_request
         if call.traceparent:
-            metadata = {**metadata, _TRACEPARENT: call.traceparent}
+            metadata = {**metadata, TRACEPARENT: call.traceparent}
         try:
             answer = await self._answer(message, call.timeout_s, metadata, batched=True)
         except Exception as e:
@@ -164,11 +167,19 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             case Status(code, text):
                 return pb.BatchedAnswer(id=call.id, status=pb.BatchedStatus(code=code.value[0], message=text))
 
+    def _cancel(self, call: pb.BatchedCall) -> None:
+        """Nobody wants the effect of this call any more. Its handler may be that of an earlier call with the same key, or not have begun."""
+        if call.WhichOneof("request") == "do_request":
+            about = call.do_request.call
+            about.cancelled = True
+            if (key := self._keys.get(about.idempotency_key)) is not None:
+                key.cancellation.set()
+
     async def _answer(
         self, message: Message, remaining_s: float | None, metadata: Mapping[str, str], *, batched: bool = False
     ) -> Response | Status:
         async def deliver() -> Response | Status:
-            answer = await self._deliver(message, remaining_s, metadata.get(_TRACEPARENT, ""), detached=batched)
+            answer = await self._deliver(message, remaining_s, metadata.get(TRACEPARENT, ""), detached=batched)
             if isinstance(answer, Status):
                 return answer
             return _undo_response(answer) if isinstance(message, pb.UndoRequest) else _do_response(answer)
@@ -218,15 +229,20 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         self._in_hand += 1
         key = self._keys.setdefault(about.idempotency_key, _Key())
         key.users += 1
+        if about.cancelled:
+            key.cancellation.set()
         task: asyncio.Task[Answer] | None = None
         begun = False
         try:
-            if key.lock.locked() and (refusal := await self._remember_epoch(about)) is not None:
-                return refusal
+            if key.lock.locked():
+                if (refusal := await self._remember_epoch(about)) is not None:
+                    return refusal
+                if isinstance(message, pb.UndoRequest):
+                    key.cancellation.set()
             await key.lock.acquire()
             begun = True
             # From here on it runs to its end, although its caller may go away.
-            running = self._run(action, message, remaining_s, traceparent)
+            running = self._run(action, message, remaining_s, traceparent, key.cancellation)
             if detached:
                 return await running
             task = self._detach(running)
@@ -259,7 +275,9 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             return Status(grpc.StatusCode.UNAVAILABLE, str(e))
         return _stale(about, highest) if highest > about.epoch else None
 
-    async def _run(self, action: Action, message: Message, remaining_s: float | None, traceparent: str) -> Answer:
+    async def _run(
+        self, action: Action, message: Message, remaining_s: float | None, traceparent: str, cancellation: Cancellation
+    ) -> Answer:
         about = message.call
         undo = isinstance(message, pb.UndoRequest)
         has_output = isinstance(message, pb.UndoRequest) and message.HasField("output")
@@ -283,6 +301,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
                             known_output=output,
                             remaining_s=remaining_s,
                             traceparent=traceparent,
+                            cancellation=None if undo else cancellation,
                         )
                         return await self._handle(action, call, delivery, output, first=first)
         except StoreError as e:
@@ -292,9 +311,15 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
     async def _handle(self, action: Action, call: Call, delivery: Delivery, known_output: bytes | None, *, first: bool) -> Answer:
         ended = False
         try:
+            if first and call.cancelled:
+                text = f'The saga does not want node "{call.node}" any more: the action was not begun.'
+                raise ActionFailed(text, code=CANCELLED_CODE)
             handler = action.undo_handler if delivery.undo else action.do
             arguments = _arguments(action, call, delivery, first=first)
-            value = None if handler is None else await self._invoke(handler, call, arguments)
+            value = None
+            if handler is not None:
+                with logged_as(call.fields), span(f"{call.action} {call.phase}", call.traceparent, call.fields):
+                    value = await self._invoke(handler, call, arguments)
             output = b"" if delivery.undo else self._output(value)
             ended = True
             entry = Entry(Mark.UNDONE) if delivery.undo else Entry(Mark.DONE, output)

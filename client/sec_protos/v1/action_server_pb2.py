@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from sec_protos.v1 import common_pb2 as sec_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asec/v1/action_server.proto\x12\x06sec.v1\x1a\x13sec/v1/common.proto\"\x11\n\x0f\x44\x65scribeRequest\"d\n\x10\x44\x65scribeResponse\x12\x13\n\x0bserver_name\x18\x01 \x01(\t\x12*\n\x07\x61\x63tions\x18\x02 \x03(\x0b\x32\x19.sec.v1.ActionDescription\x12\x0f\n\x07\x62\x61tches\x18\x03 \x01(\x08\"Z\n\x11\x41\x63tionDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12&\n\x07schemas\x18\x03 \x01(\x0b\x32\x15.sec.v1.ActionSchemas\"\xaa\x01\n\rActionSchemas\x12\x0e\n\x06params\x18\x01 \x01(\t\x12\x31\n\x06inputs\x18\x02 \x03(\x0b\x32!.sec.v1.ActionSchemas.InputsEntry\x12\x17\n\x0foptional_inputs\x18\x03 \x03(\t\x12\x0e\n\x06output\x18\x04 \x01(\t\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x92\x01\n\x04\x43\x61ll\x12\x0f\n\x07saga_id\x18\x01 \x01(\t\x12\x10\n\x08saga_uid\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x10\n\x08sec_node\x18\x08 \x01(\t\"\xb7\x01\n\tDoRequest\x12\x1a\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x0c.sec.v1.Call\x12\x1f\n\x06params\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload\x12-\n\x06inputs\x18\x03 \x03(\x0b\x32\x1d.sec.v1.DoRequest.InputsEntry\x1a>\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1e\n\x05value\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload:\x02\x38\x01\"[\n\nDoResponse\x12!\n\x06output\x18\x01 \x01(\x0b\x32\x0f.sec.v1.PayloadH\x00\x12 \n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\r.sec.v1.ErrorH\x00\x42\x08\n\x06result\"\xec\x01\n\x0bUndoRequest\x12\x1a\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x0c.sec.v1.Call\x12\x1f\n\x06params\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload\x12/\n\x06inputs\x18\x03 \x03(\x0b\x32\x1f.sec.v1.UndoRequest.InputsEntry\x12$\n\x06output\x18\x04 \x01(\x0b\x32\x0f.sec.v1.PayloadH\x00\x88\x01\x01\x1a>\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1e\n\x05value\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload:\x02\x38\x01\x42\t\n\x07_output\"?\n\x0cUndoResponse\x12#\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\r.sec.v1.ErrorH\x00\x88\x01\x01\x42\n\n\x08_failure\"2\n\x0c\x42\x61tchRequest\x12\"\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x13.sec.v1.BatchedCall\"\xa2\x01\n\x0b\x42\x61tchedCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12\'\n\ndo_request\x18\x02 \x01(\x0b\x32\x11.sec.v1.DoRequestH\x00\x12+\n\x0cundo_request\x18\x03 \x01(\x0b\x32\x13.sec.v1.UndoRequestH\x00\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x13\n\x0btraceparent\x18\x05 \x01(\tB\t\n\x07request\"7\n\rBatchResponse\x12&\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x15.sec.v1.BatchedAnswer\"\xa8\x01\n\rBatchedAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x0b\x64o_response\x18\x02 \x01(\x0b\x32\x12.sec.v1.DoResponseH\x00\x12-\n\rundo_response\x18\x03 \x01(\x0b\x32\x14.sec.v1.UndoResponseH\x00\x12\'\n\x06status\x18\x04 \x01(\x0b\x32\x15.sec.v1.BatchedStatusH\x00\x42\x08\n\x06result\".\n\rBatchedStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2\xe7\x01\n\x0c\x41\x63tionServer\x12=\n\x08\x44\x65scribe\x12\x17.sec.v1.DescribeRequest\x1a\x18.sec.v1.DescribeResponse\x12+\n\x02\x44o\x12\x11.sec.v1.DoRequest\x1a\x12.sec.v1.DoResponse\x12\x31\n\x04Undo\x12\x13.sec.v1.UndoRequest\x1a\x14.sec.v1.UndoResponse\x12\x38\n\x05\x42\x61tch\x12\x14.sec.v1.BatchRequest\x1a\x15.sec.v1.BatchResponse(\x01\x30\x01\x42+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asec/v1/action_server.proto\x12\x06sec.v1\x1a\x13sec/v1/common.proto\"\x11\n\x0f\x44\x65scribeRequest\"d\n\x10\x44\x65scribeResponse\x12\x13\n\x0bserver_name\x18\x01 \x01(\t\x12*\n\x07\x61\x63tions\x18\x02 \x03(\x0b\x32\x19.sec.v1.ActionDescription\x12\x0f\n\x07\x62\x61tches\x18\x03 \x01(\x08\"Z\n\x11\x41\x63tionDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12&\n\x07schemas\x18\x03 \x01(\x0b\x32\x15.sec.v1.ActionSchemas\"\xaa\x01\n\rActionSchemas\x12\x0e\n\x06params\x18\x01 \x01(\t\x12\x31\n\x06inputs\x18\x02 \x03(\x0b\x32!.sec.v1.ActionSchemas.InputsEntry\x12\x17\n\x0foptional_inputs\x18\x03 \x03(\t\x12\x0e\n\x06output\x18\x04 \x01(\t\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa5\x01\n\x04\x43\x61ll\x12\x0f\n\x07saga_id\x18\x01 \x01(\t\x12\x10\n\x08saga_uid\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x10\n\x08sec_node\x18\x08 \x01(\t\x12\x11\n\tcancelled\x18\t \x01(\x08\"\xb7\x01\n\tDoRequest\x12\x1a\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x0c.sec.v1.Call\x12\x1f\n\x06params\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload\x12-\n\x06inputs\x18\x03 \x03(\x0b\x32\x1d.sec.v1.DoRequest.InputsEntry\x1a>\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1e\n\x05value\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload:\x02\x38\x01\"[\n\nDoResponse\x12!\n\x06output\x18\x01 \x01(\x0b\x32\x0f.sec.v1.PayloadH\x00\x12 \n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\r.sec.v1.ErrorH\x00\x42\x08\n\x06result\"\xec\x01\n\x0bUndoRequest\x12\x1a\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x0c.sec.v1.Call\x12\x1f\n\x06params\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload\x12/\n\x06inputs\x18\x03 \x03(\x0b\x32\x1f.sec.v1.UndoRequest.InputsEntry\x12$\n\x06output\x18\x04 \x01(\x0b\x32\x0f.sec.v1.PayloadH\x00\x88\x01\x01\x1a>\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1e\n\x05value\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload:\x02\x38\x01\x42\t\n\x07_output\"?\n\x0cUndoResponse\x12#\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\r.sec.v1.ErrorH\x00\x88\x01\x01\x42\n\n\x08_failure\"E\n\x0c\x42\x61tchRequest\x12\"\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x13.sec.v1.BatchedCall\x12\x11\n\tcancelled\x18\x02 \x03(\x04\"\xa2\x01\n\x0b\x42\x61tchedCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12\'\n\ndo_request\x18\x02 \x01(\x0b\x32\x11.sec.v1.DoRequestH\x00\x12+\n\x0cundo_request\x18\x03 \x01(\x0b\x32\x13.sec.v1.UndoRequestH\x00\x12\x11\n\ttimeout_s\x18\x04 \x01(\x01\x12\x13\n\x0btraceparent\x18\x05 \x01(\tB\t\n\x07request\"7\n\rBatchResponse\x12&\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x15.sec.v1.BatchedAnswer\"\xa8\x01\n\rBatchedAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x0b\x64o_response\x18\x02 \x01(\x0b\x32\x12.sec.v1.DoResponseH\x00\x12-\n\rundo_response\x18\x03 \x01(\x0b\x32\x14.sec.v1.UndoResponseH\x00\x12\'\n\x06status\x18\x04 \x01(\x0b\x32\x15.sec.v1.BatchedStatusH\x00\x42\x08\n\x06result\".\n\rBatchedStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2\xe7\x01\n\x0c\x41\x63tionServer\x12=\n\x08\x44\x65scribe\x12\x17.sec.v1.DescribeRequest\x1a\x18.sec.v1.DescribeResponse\x12+\n\x02\x44o\x12\x11.sec.v1.DoRequest\x1a\x12.sec.v1.DoResponse\x12\x31\n\x04Undo\x12\x13.sec.v1.UndoRequest\x1a\x14.sec.v1.UndoResponse\x12\x38\n\x05\x42\x61tch\x12\x14.sec.v1.BatchRequest\x1a\x15.sec.v1.BatchResponse(\x01\x30\x01\x42+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,29 +50,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIONSCHEMAS_INPUTSENTRY']._serialized_start=398
   _globals['_ACTIONSCHEMAS_INPUTSENTRY']._serialized_end=443
   _globals['_CALL']._serialized_start=446
-  _globals['_CALL']._serialized_end=592
-  _globals['_DOREQUEST']._serialized_start=595
-  _globals['_DOREQUEST']._serialized_end=778
-  _globals['_DOREQUEST_INPUTSENTRY']._serialized_start=716
-  _globals['_DOREQUEST_INPUTSENTRY']._serialized_end=778
-  _globals['_DORESPONSE']._serialized_start=780
-  _globals['_DORESPONSE']._serialized_end=871
-  _globals['_UNDOREQUEST']._serialized_start=874
-  _globals['_UNDOREQUEST']._serialized_end=1110
-  _globals['_UNDOREQUEST_INPUTSENTRY']._serialized_start=716
-  _globals['_UNDOREQUEST_INPUTSENTRY']._serialized_end=778
-  _globals['_UNDORESPONSE']._serialized_start=1112
-  _globals['_UNDORESPONSE']._serialized_end=1175
-  _globals['_BATCHREQUEST']._serialized_start=1177
-  _globals['_BATCHREQUEST']._serialized_end=1227
-  _globals['_BATCHEDCALL']._serialized_start=1230
-  _globals['_BATCHEDCALL']._serialized_end=1392
-  _globals['_BATCHRESPONSE']._serialized_start=1394
-  _globals['_BATCHRESPONSE']._serialized_end=1449
-  _globals['_BATCHEDANSWER']._serialized_start=1452
-  _globals['_BATCHEDANSWER']._serialized_end=1620
-  _globals['_BATCHEDSTATUS']._serialized_start=1622
-  _globals['_BATCHEDSTATUS']._serialized_end=1668
-  _globals['_ACTIONSERVER']._serialized_start=1671
-  _globals['_ACTIONSERVER']._serialized_end=1902
+  _globals['_CALL']._serialized_end=611
+  _globals['_DOREQUEST']._serialized_start=614
+  _globals['_DOREQUEST']._serialized_end=797
+  _globals['_DOREQUEST_INPUTSENTRY']._serialized_start=735
+  _globals['_DOREQUEST_INPUTSENTRY']._serialized_end=797
+  _globals['_DORESPONSE']._serialized_start=799
+  _globals['_DORESPONSE']._serialized_end=890
+  _globals['_UNDOREQUEST']._serialized_start=893
+  _globals['_UNDOREQUEST']._serialized_end=1129
+  _globals['_UNDOREQUEST_INPUTSENTRY']._serialized_start=735
+  _globals['_UNDOREQUEST_INPUTSENTRY']._serialized_end=797
+  _globals['_UNDORESPONSE']._serialized_start=1131
+  _globals['_UNDORESPONSE']._serialized_end=1194
+  _globals['_BATCHREQUEST']._serialized_start=1196
+  _globals['_BATCHREQUEST']._serialized_end=1265
+  _globals['_BATCHEDCALL']._serialized_start=1268
+  _globals['_BATCHEDCALL']._serialized_end=1430
+  _globals['_BATCHRESPONSE']._serialized_start=1432
+  _globals['_BATCHRESPONSE']._serialized_end=1487
+  _globals['_BATCHEDANSWER']._serialized_start=1490
+  _globals['_BATCHEDANSWER']._serialized_end=1658
+  _globals['_BATCHEDSTATUS']._serialized_start=1660
+  _globals['_BATCHEDSTATUS']._serialized_end=1706
+  _globals['_ACTIONSERVER']._serialized_start=1709
+  _globals['_ACTIONSERVER']._serialized_end=1940
 # @@protoc_insertion_point(module_scope)

@@ -59,6 +59,18 @@ WHAT A STATUS MEANS (of Do and Undo)
                        once. An `Undo` copes with an action that half happened or never did.
   [deadline] That the deadline has passed, or that the caller went away, decides nothing about the effect.
 
+WHEN THE EFFECT IS NOT WANTED ANY MORE
+A saga may unwind, by a failure elsewhere or by an operator, while a `Do` is under way. The coordinator goes on waiting for its answer, which counts as
+ever, and then has it undone. But it tells the server that nobody wants the effect any more, so that an action of minutes can end early: it answers
+`failure` when it is certain that there is no effect, or goes on. A server may ignore it all. It is told
+  - by `Call.cancelled`, of a `Do` that is made when the saga unwinds already;
+  - by `BatchRequest.cancelled`, of a `Do` that came by that stream. (One that came by itself goes on undisturbed: gRPC's own cancellation would
+    lose its answer.)
+It is never taken back: no `Do` of that key is wanted again, be it from this coordinator or another. An `Undo` of the key, which may come while the `Do`
+still runs, says the same. That the caller went away, or that time is up, does not: the `Do` may be wanted, and come again.
+  [cancelled] A `Do` that is cancelled is answered like any other: `output` if it took effect, `failure` if it did not and never will, a status when in doubt. What
+  is cancelled and is not known, or was answered, is ignored. An `Undo` is never cancelled.
+
 WHAT IS CARRIED
   [payloads] Content types and data arrive as they were sent, and are answered as the action meant them: any bytes, any Unicode text, empty ones too.
   [large-calls] Each payload has at most 256 KiB unless the cluster is configured otherwise, but a node may read many. Most gRPC libraries refuse what is larger
@@ -254,6 +266,7 @@ class Call(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SEC_NODE_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     """The saga's id, as its submitter chose it. For people: ids can be used again after a saga was removed."""
     saga_uid: _builtins.str
@@ -270,6 +283,8 @@ class Call(_message.Message):
     """1 for the first call of this node and phase, as far as this coordinator knows. For logs; it may repeat after a takeover."""
     sec_node: _builtins.str
     """The SEC node that calls. For logs."""
+    cancelled: _builtins.bool
+    """Of a Do: its saga unwinds already, and does not want the effect any more. The coordinator calls to learn what became of an earlier call."""
     def __init__(
         self,
         *,
@@ -281,10 +296,11 @@ class Call(_message.Message):
         epoch: _builtins.int = ...,
         attempt: _builtins.int = ...,
         sec_node: _builtins.str = ...,
+        cancelled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "attempt", b"attempt", "epoch", b"epoch", "idempotency_key", b"idempotency_key", "node", b"node", "saga_id", b"saga_id", "saga_uid", b"saga_uid", "sec_node", b"sec_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "attempt", b"attempt", "cancelled", b"cancelled", "epoch", b"epoch", "idempotency_key", b"idempotency_key", "node", b"node", "saga_id", b"saga_id", "saga_uid", b"saga_uid", "sec_node", b"sec_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,18 +475,24 @@ class BatchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALLS_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchedCall]:
-        """At most 1,000, and about 1 MiB together, unless a single one is larger."""
+        """At most 1,000, and about 1 MiB together, unless a single one is larger. There may be none."""
+
+    @_builtins.property
+    def cancelled(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ids of calls of this stream, made by this or an earlier message, whose effects are not wanted any more. They are answered all the same."""
 
     def __init__(
         self,
         *,
         calls: _abc.Iterable[Global___BatchedCall] | None = ...,
+        cancelled: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cancelled", b"cancelled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,7 +70,7 @@ class ActionServerServicer:
         """Runs an action.
 
         The gRPC deadline is the end of this attempt: what the server answers later is not read, and the coordinator calls again.
-        W3C trace context is in the metadata ("traceparent") when the submitter sent one.
+        W3C trace context is in the metadata ("traceparent") when the submitter sent one: it is the submitter's, at every call of the saga.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

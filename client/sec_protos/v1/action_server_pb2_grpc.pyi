@@ -59,6 +59,18 @@ WHAT A STATUS MEANS (of Do and Undo)
                        once. An `Undo` copes with an action that half happened or never did.
   [deadline] That the deadline has passed, or that the caller went away, decides nothing about the effect.
 
+WHEN THE EFFECT IS NOT WANTED ANY MORE
+A saga may unwind, by a failure elsewhere or by an operator, while a `Do` is under way. The coordinator goes on waiting for its answer, which counts as
+ever, and then has it undone. But it tells the server that nobody wants the effect any more, so that an action of minutes can end early: it answers
+`failure` when it is certain that there is no effect, or goes on. A server may ignore it all. It is told
+  - by `Call.cancelled`, of a `Do` that is made when the saga unwinds already;
+  - by `BatchRequest.cancelled`, of a `Do` that came by that stream. (One that came by itself goes on undisturbed: gRPC's own cancellation would
+    lose its answer.)
+It is never taken back: no `Do` of that key is wanted again, be it from this coordinator or another. An `Undo` of the key, which may come while the `Do`
+still runs, says the same. That the caller went away, or that time is up, does not: the `Do` may be wanted, and come again.
+  [cancelled] A `Do` that is cancelled is answered like any other: `output` if it took effect, `failure` if it did not and never will, a status when in doubt. What
+  is cancelled and is not known, or was answered, is ignored. An `Undo` is never cancelled.
+
 WHAT IS CARRIED
   [payloads] Content types and data arrive as they were sent, and are answered as the action meant them: any bytes, any Unicode text, empty ones too.
   [large-calls] Each payload has at most 256 KiB unless the cluster is configured otherwise, but a node may read many. Most gRPC libraries refuse what is larger
@@ -107,7 +119,7 @@ class ActionServerStub:
     """Runs an action.
 
     The gRPC deadline is the end of this attempt: what the server answers later is not read, and the coordinator calls again.
-    W3C trace context is in the metadata ("traceparent") when the submitter sent one.
+    W3C trace context is in the metadata ("traceparent") when the submitter sent one: it is the submitter's, at every call of the saga.
     """
     Undo: _grpc.UnaryUnaryMultiCallable[_action_server_pb2.UndoRequest, _action_server_pb2.UndoResponse]
     """Takes back what `Do` with the same idempotency key did, however far it came."""
@@ -134,7 +146,7 @@ class ActionServerAsyncStub(ActionServerStub):
     """Runs an action.
 
     The gRPC deadline is the end of this attempt: what the server answers later is not read, and the coordinator calls again.
-    W3C trace context is in the metadata ("traceparent") when the submitter sent one.
+    W3C trace context is in the metadata ("traceparent") when the submitter sent one: it is the submitter's, at every call of the saga.
     """
     Undo: _aio.UnaryUnaryMultiCallable[_action_server_pb2.UndoRequest, _action_server_pb2.UndoResponse]  # type: ignore[assignment]
     """Takes back what `Do` with the same idempotency key did, however far it came."""
@@ -170,7 +182,7 @@ class ActionServerServicer(metaclass=_abc_1.ABCMeta):
         """Runs an action.
 
         The gRPC deadline is the end of this attempt: what the server answers later is not read, and the coordinator calls again.
-        W3C trace context is in the metadata ("traceparent") when the submitter sent one.
+        W3C trace context is in the metadata ("traceparent") when the submitter sent one: it is the submitter's, at every call of the saga.
         """
 
     @_abc_1.abstractmethod

@@ -113,6 +113,7 @@ class CoordinatorServicer:
         """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
         answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
         RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
+        W3C trace context in the metadata ("traceparent") is kept with the saga, and goes with each call of an action. It is no part of the content.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

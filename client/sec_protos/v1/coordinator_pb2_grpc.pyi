@@ -39,6 +39,7 @@ class CoordinatorStub:
     """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
     answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
     RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
+    W3C trace context in the metadata ("traceparent") is kept with the saga, and goes with each call of an action. It is no part of the content.
     """
     StartSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StartSagaRequest, _coordinator_pb2.StartSagaResponse]
     """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
@@ -88,6 +89,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
     answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
     RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
+    W3C trace context in the metadata ("traceparent") is kept with the saga, and goes with each call of an action. It is no part of the content.
     """
     StartSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StartSagaRequest, _coordinator_pb2.StartSagaResponse]  # type: ignore[assignment]
     """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
@@ -140,6 +142,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         """Stores a saga and, unless told otherwise, starts it. Acknowledged when durable. Idempotent: the same id with the same content
         answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
         RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
+        W3C trace context in the metadata ("traceparent") is kept with the saga, and goes with each call of an action. It is no part of the content.
         """
 
     @_abc_1.abstractmethod

@@ -318,6 +318,25 @@ async def epochs_of_two_sagas(server: Server) -> None:
         raise Breach(f"A do in epoch 1 of one saga, after a do in epoch 9 of another, answered {answer}, and not an output.")
 
 
+@check("cancelled")
+async def cancelled_do(server: Server) -> None:
+    """A do that its saga does not want any more answers an output and has its effect, or a failure and has none."""
+    trial = Trial(server)
+    message = trial.do_message(amount=3)
+    message.call.cancelled = True
+    answer = await server.settle(message)
+    match answer:
+        case Output():
+            await trial.adds_up_to(3, "after a do of 3 that was cancelled and answered an output")
+        case Failure():
+            await trial.adds_up_to(0, "after a do of 3 that was cancelled and answered a failure")
+            _failed(await trial.do(amount=3), "A do that came again after it was cancelled and had failed")
+        case _:
+            raise Breach(f"A do that was cancelled answered {answer}, and neither an output nor a failure.")
+    await trial.is_undone(amount=3)
+    await trial.adds_up_to(0, "after a do of 3 that was cancelled, and its undo")
+
+
 @check("failure")
 async def failure_is_final(server: Server) -> None:
     """A failure leaves no effect, and is answered again to a repeated do."""

@@ -54,6 +54,7 @@ class StoredSaga(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CREATED_US_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     saga_id: _builtins.str
     uid: _builtins.str
     name: _builtins.str
@@ -62,6 +63,8 @@ class StoredSaga(_message.Message):
     """Hex SHA-256 of the definition."""
     created_us: _builtins.int
     """Wall clock of the SEC node that took it, microseconds since 1970-01-01T00:00:00Z."""
+    traceparent: _builtins.str
+    """W3C trace context of the submit. Empty when it had none."""
     @_builtins.property
     def params(self) -> _common_pb2.Payload: ...
     @_builtins.property
@@ -79,10 +82,11 @@ class StoredSaga(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         created_us: _builtins.int = ...,
         deadline: _definition_pb2.Deadline | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "deadline", b"deadline", "definition_hash", b"definition_hash", "labels", b"labels", "name", b"name", "params", b"params", "saga_id", b"saga_id", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_us", b"created_us", "deadline", b"deadline", "definition_hash", b"definition_hash", "labels", b"labels", "name", b"name", "params", b"params", "saga_id", b"saga_id", "traceparent", b"traceparent", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,48 @@
+"""OpenTelemetry, where `opentelemetry-api` is installed (the extra `otel`). Without it nothing of this does anything.
+
+A saga belongs to the trace of whoever submits it: its context goes with the submit, is kept with the saga, and comes with every call.
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+try:
+    from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ModuleNotFoundError:  # the extra is not installed
+    _installed = False
+else:
+    _installed = True
+
+TRACEPARENT = "traceparent"
+"""The W3C trace context, among the metadata of a call."""
+_FORM = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+
+def current_traceparent() -> str:
+    """The trace context of the caller. Empty when there is none."""
+    if not _installed:
+        return ""
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get(TRACEPARENT, "")
+
+
+def trace_id_of(traceparent: str) -> str:
+    """Empty for what is no trace context."""
+    found = _FORM.fullmatch(traceparent)
+    return "" if found is None else found[1]
+
+
+def span(name: str, traceparent: str, fields: Mapping[str, str | int]) -> AbstractContextManager[object]:
+    """A span of a server, current within the `with`; an exception there makes it one that failed. Its parent is the span that is current already, be it of
+    a middleware, and otherwise that of the trace context. `fields` become its attributes, with "sec." before their names."""
+    if not _installed:
+        return nullcontext()
+    parent = None
+    if not trace.get_current_span().get_span_context().is_valid:
+        parent = TraceContextTextMapPropagator().extract({TRACEPARENT: traceparent})
+    attributes = {f"sec.{field}": value for field, value in fields.items() if field != "trace_id"}
+    tracer = trace.get_tracer("sec_client.kit")
+    return tracer.start_as_current_span(name, context=parent, kind=trace.SpanKind.SERVER, attributes=attributes)
