@@ -261,9 +261,8 @@ async def test_what_is_not_wanted_any_more_is_told_once_it_is_sent_and_answered_
 
     async with connected(play) as (server, endpoint):
         endpoint.cancel("u1/of another stream")
-        calls = [asyncio.create_task(endpoint.call(call(node))) for node in ("a", "b", "c")]
-        calls.append(asyncio.create_task(endpoint.call(call("a", phase=Phase.UNDO))))
-        await asyncio.sleep(0)  # they have begun, and nothing is sent yet
+        calls = [endpoint.call(call(node)) for node in ("a", "b", "c")]
+        calls.append(endpoint.call(call("a", phase=Phase.UNDO)))
         for key in ("u1/a", "u1/c", "u1/nobody's"):
             endpoint.cancel(key)
         await until(lambda: len(waiting) == 4)
