@@ -1,6 +1,7 @@
 """Action servers that break the contract on purpose: the plain example in Python, each with one thing wrong."""
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 from actions import CONFORMANCE, TABLES, add
+from batching import Batching, Stream
 from contract import DONE, FAILED, UNDO_FAILED, UNDONE, ActionServer, refusal
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sec_protos.v1 import action_server_pb2 as pb
@@ -336,9 +338,175 @@ class DescribesWhenIdle(ActionServer):
             return super().Describe(message, context)
 
 
+@breaks("batch-answers")
+class AnswersByPlace(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        for place, call in enumerate(message.calls, 1):
+            call.id = place
+        super().take(message, stream, context)
+
+
+@breaks("batch-answers")
+class KeepsIdsAsFloats(Batching):
+    def one(self, call: Any) -> Any:
+        call.id = min(int(float(call.id)), 2**64 - 1)
+        return super().one(call)
+
+
+@breaks("batch-answers")
+class AnswersEachTwice(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        super().take(message, stream, context)
+        super().take(message, stream, context)
+
+
+@breaks("batch-answers")
+class HasOneStatusForAll(Batching):
+    def status(self, call: Any, code: grpc.StatusCode, message: str) -> Any:
+        return super().status(call, grpc.StatusCode.UNKNOWN, "Something went wrong.")
+
+
+@breaks("batch-answers")
+class TakesOkForAStatus(Batching):
+    def one(self, call: Any) -> Any:
+        answer = super().one(call)
+        if answer.WhichOneof("result") == "undo_response":
+            answer.status.code = 0
+        return answer
+
+
+@breaks("batch-answers")
+class EndsTheStreamForOne(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        if any(call.do_request.call.action == "conformance.none" for call in message.calls):
+            stream.break_off()
+        super().take(message, stream, context)
+
+
+@breaks("batch-answers")
+class OnlySaysThatItTakesBatches(Batching):
+    def Batch(self, requests: Any, context: Any) -> Any:  # noqa: N802 # gRPC's name
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "Not yet.")
+
+
+@breaks("batch-apart")
+class AnswersAMessageAtOnce(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        stream.begin()
+
+        def run() -> None:
+            for answer in [*self.pool.map(self.one, message.calls)]:
+                stream.answers.put(answer)
+            stream.finish()
+
+        threading.Thread(target=run).start()
+
+
+@breaks("batch-apart")
+class TakesOneMessageAfterTheOther(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        for answering in [self.pool.submit(self.one, call) for call in message.calls]:
+            answering.add_done_callback(lambda done: stream.answers.put(done.result()))
+            if len(message.calls) == 1:
+                answering.result()
+
+
+@breaks("batch-same")
+class ForgetsEpochsOfBatches(Batching):
+    def one(self, call: Any) -> Any:
+        (call.do_request if call.HasField("do_request") else call.undo_request).call.epoch = 2**63 - 1
+        return super().one(call)
+
+
+@breaks("batch-same")
+class KnowsABatchFromACall(Batching):
+    def one(self, call: Any) -> Any:
+        (call.do_request if call.HasField("do_request") else call.undo_request).call.idempotency_key += "/batched"
+        return super().one(call)
+
+
+@breaks("batch-same")
+class KnowsOneMessageFromAnother(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        for call in message.calls:
+            about = (call.do_request if call.HasField("do_request") else call.undo_request).call
+            about.idempotency_key += f"/{message.calls[0].id}"
+        super().take(message, stream, context)
+
+
+@breaks("batch-limits")
+class EndsAllAtTheFirstLimit(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        first = min(call.timeout_s for call in message.calls)
+        if first > 1:
+            super().take(message, stream, context)
+            return
+        for call in message.calls:
+            stream.answers.put(self.status(call, grpc.StatusCode.DEADLINE_EXCEEDED, "It is over."))
+            self.pool.submit(self.one, call)
+
+
+@breaks("batch-limits")
+class FailsAtTheLimit(Batching):
+    def one(self, call: Any) -> Any:
+        begun = time.monotonic()
+        answer = super().one(call)
+        if time.monotonic() - begun > call.timeout_s and call.HasField("do_request"):
+            key = call.do_request.call.idempotency_key
+            with self.one_at_a_time:
+                self.remember(key, UNDONE, b"")
+        return answer
+
+
+@breaks("batch-room")
+class TakesAHundredAtOnce(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        if len(message.calls) > 100:
+            stream.break_off()
+        super().take(message, stream, context)
+
+
+@breaks("batch-room")
+class DropsWhatItHasNoRoomFor(Batching):
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        del message.calls[100:]
+        super().take(message, stream, context)
+
+
+@breaks("batch-end")
+class ForgetsWhatItHadInHand(Batching):
+    """What ends after its stream is done, and not marked as done."""
+
+    def begin(self, stream: Stream, answer: Any) -> None:
+        def run() -> Any:
+            answered = answer()
+            if stream.ended:
+                with self.one_at_a_time:
+                    self.db.execute("DELETE FROM marks")
+            return answered
+
+        super().begin(stream, run)
+
+
+@breaks("batch-end")
+class ServesOneStreamOfEach(Batching):
+    """Of a peer only the first stream is served, as by one that takes the next for a mistake."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.peers: set[str] = set()
+
+    def Batch(self, requests: Any, context: Any) -> Any:  # noqa: N802 # gRPC's name
+        if context.peer() in self.peers:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "There is one already.")
+        self.peers.add(context.peer())
+        yield from super().Batch(requests, context)
+
+
 BREACHES += [
     Breach("IsNotServing", "health", health=health_pb2.HealthCheckResponse.NOT_SERVING),
     Breach("TakesSmallCallsOnly", "large-calls", largest_call=4 * 1024 * 1024),
+    Breach("TakesSmallMessagesOnly", "batch-room", Batching, largest_call=4 * 1024 * 1024),
 ]
 
 

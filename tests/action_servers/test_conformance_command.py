@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from batching import Batching
 from breaches import BREACHES, Breach, serving
 from click.testing import CliRunner, Result
 from contract import ActionServer
@@ -46,13 +47,18 @@ def kit(address: str, file: Path) -> str:
 def test_each_breach_is_planted_once_and_there_are_enough() -> None:
     assert len(BREACHES) >= 12
     assert max(Counter(breach.name for breach in BREACHES).values()) == 1
-    assert {breach.clause for breach in BREACHES} == {*CLAUSES} - {"durable", "graceful-stop"}  # those two have tests of their own
+    assert {breach.clause for breach in BREACHES} == {*CLAUSES} - {
+        "durable",
+        "graceful-stop",
+        "batch-stop",
+    }  # which have tests of their own
 
 
 @pytest.mark.parametrize("breach", BREACHES, ids=lambda breach: f"{breach.clause}-{breach.name}")
 def test_a_breach_is_found(breach: Breach) -> None:
     with serving(breach) as address:
-        result = run(address, "--clause", breach.clause)
+        patience = ["--patience", "2"] if breach.name == "DropsWhatItHasNoRoomFor" else []  # what never comes is not waited for
+        result = run(address, "--clause", breach.clause, *patience)
     assert result.exit_code == 1, result.output
     assert f"breaks 1 clauses of the contract: {breach.clause}." in result.output
 
@@ -79,7 +85,9 @@ def test_a_server_that_keeps_the_contract_breaks_nothing(command: Callable[[str,
     address = free_address()
     result = run(address, "--run", command(address, tmp_path / "data.db"))
     assert result.exit_code == 0, result.output
-    assert re.search(r"keeps the contract in \d+ checks\.$", result.output.strip()), result.output
+    assert re.search(r"keeps the contract in \d+ checks\.", result.output), result.output
+    assert "could not be made" not in result.output
+    assert ("are of what it does not offer" in result.output) is (command is plain)
 
 
 def test_a_server_that_forgets_is_found() -> None:
@@ -97,6 +105,37 @@ def test_a_server_that_drops_calls_at_its_end_is_found(tmp_path: Path) -> None:
     result = run(address, "--run", shlex.join(command), "--clause", "graceful-stop")
     assert result.exit_code == 1
     assert "A do of 300 ms that was in hand at SIGTERM answered the status UNAVAILABLE" in result.output
+
+
+def test_a_server_that_breaks_its_streams_off_at_its_end_is_found(tmp_path: Path) -> None:
+    abrupt = tmp_path / "abrupt.py"
+    abrupt.write_text(
+        "from sec_client.kit.service import ActionService\nfrom conformant_kit import server\nActionService.end_streams = lambda self: None\n"
+    )
+    address = free_address()
+    program = [sys.executable, "-m", "sec_client.kit", "abrupt:server", "--listen", address, "--grace", "1"]
+    command = ["env", f"PYTHONPATH={HERE}:{tmp_path}", f"CONFORMANT_KIT_FILE={tmp_path / 'data.db'}", *program]
+    result = run(address, "--run", shlex.join(command), "--clause", "batch-stop")
+    assert result.exit_code == 1
+    assert "At SIGTERM a stream ended with" in result.output
+
+
+def test_a_server_that_takes_batches_by_hand_breaks_nothing() -> None:
+    with serving(Breach("None", "", Batching)) as address:
+        result = run(address)
+    assert result.exit_code == 0, result.output
+    assert "of what it does not offer" not in result.output
+
+
+def test_what_is_not_offered_is_said() -> None:
+    with serving(Breach("None", "", ActionServer)) as address:
+        result = run(address, "--clause", "batch-same", "--clause", "keys")
+        as_json = run(address, "--clause", "batch-same", "--output", "json")
+    assert result.exit_code == 0
+    assert "not offered  [batch-same]" in result.output
+    assert "By its Describe the server takes no batches." in result.output
+    assert result.output.endswith("keeps the contract in 1 checks. 3 checks are of what it does not offer.\n")
+    assert {check["verdict"] for check in json.loads(as_json.output)["checks"]} == {"not offered"}
 
 
 def test_what_cannot_be_checked_is_said() -> None:
@@ -123,6 +162,6 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_the_clauses_are_those_of_the_contract() -> None:
     named = set(
-        re.findall(r"^//\s+(?:\w+\s+)?\[([a-z-]+)\] ", (ROOT / "protos/sec/v1/action_server.proto").read_text(), re.MULTILINE)
+        re.findall(r"^\s*//\s+(?:- |\w+\s+)?\[([a-z-]+)\] ", (ROOT / "protos/sec/v1/action_server.proto").read_text(), re.MULTILINE)
     )
     assert named == set(CLAUSES)

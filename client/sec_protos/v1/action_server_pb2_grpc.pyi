@@ -129,12 +129,17 @@ class ActionServerStub:
 
     A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
     any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
-    - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
-      it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
-    - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
-      there is no room for. The server goes on reading, so that this is said at once.
-    - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
-    - A server that is about to stop answers what it has in hand and ends the stream with OK.
+    - [batch-same] Each call means what it means by itself, also while the same call comes by Do or Undo or in another message: the three
+      obligations hold for each.
+    - [batch-apart] The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered
+      as soon as it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+    - [batch-answers] Each call has one answer, by its id: an answer of its own, or a status of its own.
+    - [batch-limits] Each call has a time limit of its own. That it has passed decides nothing: neither about the effect, nor about another call.
+    - [batch-room] A message is taken up to its largest size (see BatchRequest). RESOURCE_EXHAUSTED is for each call that there is no room for. The
+      server goes on reading, so that this is said at once.
+    - [batch-end] Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo. A
+      coordinator may begin another stream, and several coordinators have one each.
+    - [batch-stop] A server that is about to stop answers what it has in hand and ends the stream with OK.
     """
 
 @_typing.type_check_only
@@ -156,12 +161,17 @@ class ActionServerAsyncStub(ActionServerStub):
 
     A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
     any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
-    - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
-      it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
-    - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
-      there is no room for. The server goes on reading, so that this is said at once.
-    - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
-    - A server that is about to stop answers what it has in hand and ends the stream with OK.
+    - [batch-same] Each call means what it means by itself, also while the same call comes by Do or Undo or in another message: the three
+      obligations hold for each.
+    - [batch-apart] The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered
+      as soon as it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+    - [batch-answers] Each call has one answer, by its id: an answer of its own, or a status of its own.
+    - [batch-limits] Each call has a time limit of its own. That it has passed decides nothing: neither about the effect, nor about another call.
+    - [batch-room] A message is taken up to its largest size (see BatchRequest). RESOURCE_EXHAUSTED is for each call that there is no room for. The
+      server goes on reading, so that this is said at once.
+    - [batch-end] Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo. A
+      coordinator may begin another stream, and several coordinators have one each.
+    - [batch-stop] A server that is about to stop answers what it has in hand and ends the stream with OK.
     """
 
 class ActionServerServicer(metaclass=_abc_1.ABCMeta):
@@ -204,12 +214,17 @@ class ActionServerServicer(metaclass=_abc_1.ABCMeta):
 
         A coordinator opens one such stream to a server whose DescribeResponse says `batches`, and keeps it for as long as the connection. It may make
         any call by Do or Undo all the same. A server that answers UNIMPLEMENTED is called by Do and Undo.
-        - The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered as soon as
-          it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
-        - Each call has an answer of its own, or a status of its own; the three obligations hold for each. RESOURCE_EXHAUSTED is for one that
-          there is no room for. The server goes on reading, so that this is said at once.
-        - Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo.
-        - A server that is about to stop answers what it has in hand and ends the stream with OK.
+        - [batch-same] Each call means what it means by itself, also while the same call comes by Do or Undo or in another message: the three
+          obligations hold for each.
+        - [batch-apart] The calls of a message, and of several messages, are independent of each other: they run at the same time, and each is answered
+          as soon as it can be, in any order, together with whatever else is ready. One that is slow or fails keeps no other from its answer.
+        - [batch-answers] Each call has one answer, by its id: an answer of its own, or a status of its own.
+        - [batch-limits] Each call has a time limit of its own. That it has passed decides nothing: neither about the effect, nor about another call.
+        - [batch-room] A message is taken up to its largest size (see BatchRequest). RESOURCE_EXHAUSTED is for each call that there is no room for. The
+          server goes on reading, so that this is said at once.
+        - [batch-end] Calls that have no answer when the stream ends have an unknown outcome. What was begun runs to its end, as in Do and Undo. A
+          coordinator may begin another stream, and several coordinators have one each.
+        - [batch-stop] A server that is about to stop answers what it has in hand and ends the stream with OK.
         """
 
 def add_ActionServerServicer_to_server(servicer: ActionServerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -35,8 +35,8 @@ PAYLOAD_BYTES = 256 * 1024
 LARGE_INPUTS = 20
 """That many payloads do not fit into the 4 MiB that most gRPC libraries take by default."""
 AT_ONCE = 40
-_SLOW_MS = 300
-_LONG_MS = (300, 3000)
+SLOW_MS = 300
+LONG_MS = (300, 3000)
 _BETWEEN_S = 0.02
 _ANSWERS_WHILE_BUSY = 4
 """Enough to know that it is not the call that is late: the first of them may be sent before it has arrived."""
@@ -46,6 +46,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 
 class NotApplicable(Exception):
     """The check does not concern this server. The message says why."""
+
+
+class NotOffered(Exception):
+    """The check is of something optional that this server does without. The message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ async def _health(server: Server) -> int:
 
 
 async def _while_busy(server: Server, ask: Callable[[], Awaitable[object]], what: str) -> None:
-    for sleep_ms in _LONG_MS:  # what is only slow has another try
+    for sleep_ms in LONG_MS:  # what is only slow has another try
         slow = asyncio.ensure_future(Trial(server).do(amount=1, sleep_ms=sleep_ms))
         answers = 0
         while not slow.done() and answers < _ANSWERS_WHILE_BUSY:
@@ -155,7 +159,7 @@ async def repeated_do(server: Server) -> None:
     trial = Trial(server)
     first = await trial.has_effect(amount=3)
     await trial.has_effect("b", amount=10)
-    _same(first, await trial.do(amount=3), "A repeated do")
+    same(first, await trial.do(amount=3), "A repeated do")
     await trial.adds_up_to(13, "after a do of 3, which was repeated, and a do of 10")
 
 
@@ -165,7 +169,7 @@ async def repeated_by_another_owner(server: Server) -> None:
     trial = Trial(server)
     first = await trial.has_effect(amount=3)
     trial.epoch = 7
-    _same(first, await trial.do(amount=3, attempt=2), "A do that was repeated in a higher epoch")
+    same(first, await trial.do(amount=3, attempt=2), "A do that was repeated in a higher epoch")
     await trial.adds_up_to(3, "after a do of 3 that was repeated in a higher epoch")
 
 
@@ -197,7 +201,7 @@ async def undo_before_do(server: Server) -> None:
     """An undo whose do was never seen succeeds, and makes a later do a failure."""
     trial = Trial(server)
     await trial.is_undone(amount=3)
-    _failed(await trial.do(amount=3), "A do that came after its undo, which came first,")
+    failed(await trial.do(amount=3), "A do that came after its undo, which came first,")
     await trial.adds_up_to(0, "after an undo and then its do")
     await trial.is_undone(amount=3)
 
@@ -208,7 +212,7 @@ async def do_after_undo(server: Server) -> None:
     trial = Trial(server)
     first = await trial.has_effect(amount=3)
     await trial.is_undone(amount=3, output=first.payload)
-    _failed(await trial.do(amount=3), "A do that came again after its undo")
+    failed(await trial.do(amount=3), "A do that came again after its undo")
     await trial.adds_up_to(0, "after a do, its undo, and the do again")
 
 
@@ -216,13 +220,13 @@ async def do_after_undo(server: Server) -> None:
 async def undo_overtakes_a_cancelled_do(server: Server) -> None:
     """A do whose caller went away leaves nothing behind once its undo has been answered."""
     trial = Trial(server)
-    await trial.server.send(trial.do_message(amount=3, sleep_ms=_SLOW_MS), timeout_s=_SLOW_MS / 3000)
+    await trial.server.send(trial.do_message(amount=3, sleep_ms=SLOW_MS), timeout_s=SLOW_MS / 3000)
     trial.epoch = 2
-    await trial.is_undone(amount=3, sleep_ms=_SLOW_MS)
+    await trial.is_undone(amount=3, sleep_ms=SLOW_MS)
     await trial.adds_up_to(0, "after a do whose caller went away, and its undo")
-    await asyncio.sleep(_SLOW_MS / 1000)
+    await asyncio.sleep(SLOW_MS / 1000)
     await trial.adds_up_to(0, "some time after the undo of a do whose caller went away")
-    _failed(await trial.do(amount=3), "A do that came again after its undo")
+    failed(await trial.do(amount=3), "A do that came again after its undo")
 
 
 @check("undo-with-output")
@@ -233,7 +237,7 @@ async def undo_with_output(server: Server) -> None:
     await trial.adds_up_to(-3, "after an undo of 3 that brought the output of a do which this server never saw")
     await trial.is_undone(amount=3, output=json_payload(3))
     await trial.adds_up_to(-3, "after the same undo again")
-    _failed(await trial.do(amount=3), "A do that came after such an undo")
+    failed(await trial.do(amount=3), "A do that came after such an undo")
 
 
 @check("stale-epoch")
@@ -241,7 +245,7 @@ async def stale_do(server: Server) -> None:
     """A do in a lower epoch than one seen before is refused, and has no effect."""
     trial = Trial(server, epoch=5)
     await trial.has_effect("a", amount=3)
-    _stale(await trial.do("b", amount=4, epoch=4), "A do in epoch 4, after one in epoch 5,")
+    stale(await trial.do("b", amount=4, epoch=4), "A do in epoch 4, after one in epoch 5,")
     await trial.adds_up_to(3, "after a do of 3 in epoch 5 and a do of 4 in epoch 4")
 
 
@@ -251,7 +255,7 @@ async def stale_repeated_do(server: Server) -> None:
     trial = Trial(server, epoch=5)
     await trial.has_effect(amount=3, epoch=4)
     await trial.balance()
-    _stale(await trial.do(amount=3, epoch=4), "A do that was repeated in epoch 4, after a call in epoch 5,")
+    stale(await trial.do(amount=3, epoch=4), "A do that was repeated in epoch 4, after a call in epoch 5,")
 
 
 @check("stale-epoch")
@@ -259,7 +263,7 @@ async def stale_undo(server: Server) -> None:
     """An undo in a lower epoch is refused, and undoes nothing."""
     trial = Trial(server, epoch=5)
     first = await trial.has_effect(amount=3)
-    _stale(await trial.undo(amount=3, output=first.payload, epoch=4), "An undo in epoch 4, after a do in epoch 5,")
+    stale(await trial.undo(amount=3, output=first.payload, epoch=4), "An undo in epoch 4, after a do in epoch 5,")
     await trial.adds_up_to(3, "after a do of 3 in epoch 5 and its undo in epoch 4")
 
 
@@ -269,7 +273,7 @@ async def epoch_of_a_repeated_do(server: Server) -> None:
     trial = Trial(server)
     await trial.has_effect("a", amount=3)
     await trial.do("a", amount=3, epoch=9)
-    _stale(await trial.do("b", amount=4, epoch=8), "A do in epoch 8, after a repeated one in epoch 9,")
+    stale(await trial.do("b", amount=4, epoch=8), "A do in epoch 8, after a repeated one in epoch 9,")
 
 
 @check("new-epoch")
@@ -277,7 +281,7 @@ async def epoch_of_a_failed_do(server: Server) -> None:
     """The epoch of a do that fails is remembered."""
     trial = Trial(server)
     await trial.do("a", amount=3, fail=1, epoch=9)
-    _stale(await trial.do("b", amount=4, epoch=8), "A do in epoch 8, after one in epoch 9 that failed,")
+    stale(await trial.do("b", amount=4, epoch=8), "A do in epoch 8, after one in epoch 9 that failed,")
 
 
 @check("new-epoch")
@@ -285,7 +289,7 @@ async def epoch_of_an_unknown_outcome(server: Server) -> None:
     """The epoch of a do whose outcome is unknown is remembered."""
     trial = Trial(server)
     await server.send(trial.do_message("a", amount=3, unavailable=1, epoch=9))
-    _stale(await trial.do("b", amount=4, epoch=8), "A do in epoch 8, after one in epoch 9 whose outcome is unknown,")
+    stale(await trial.do("b", amount=4, epoch=8), "A do in epoch 8, after one in epoch 9 whose outcome is unknown,")
 
 
 @check("new-epoch")
@@ -293,7 +297,7 @@ async def epoch_of_an_undo(server: Server) -> None:
     """The epoch of an undo that finds nothing to undo is remembered."""
     trial = Trial(server)
     await trial.is_undone("a", amount=3, epoch=9)
-    _stale(await trial.do("b", amount=4, epoch=8), "A do in epoch 8, after an undo in epoch 9,")
+    stale(await trial.do("b", amount=4, epoch=8), "A do in epoch 8, after an undo in epoch 9,")
 
 
 @check("new-epoch")
@@ -301,10 +305,10 @@ async def large_epochs(server: Server) -> None:
     """Epochs are whole numbers of 64 bits, and are compared as such."""
     trial = Trial(server, epoch=2**53 + 1)
     await trial.has_effect("a", amount=3)
-    _stale(await trial.do("b", amount=4, epoch=2**53), "A do in epoch 2^53, after one in epoch 2^53 + 1,")
+    stale(await trial.do("b", amount=4, epoch=2**53), "A do in epoch 2^53, after one in epoch 2^53 + 1,")
     trial.epoch = 2**63 - 1
     await trial.has_effect("c", amount=5)
-    _stale(await trial.do("d", amount=4, epoch=2**63 - 2), "A do in epoch 2^63 - 2, after one in epoch 2^63 - 1,")
+    stale(await trial.do("d", amount=4, epoch=2**63 - 2), "A do in epoch 2^63 - 2, after one in epoch 2^63 - 1,")
     await trial.adds_up_to(8, "after dos of 3 and 5 in the highest epochs")
 
 
@@ -346,7 +350,7 @@ async def failure_is_final(server: Server) -> None:
         raise Breach(f"A do that was told to fail answered {first}, and not a failure.")
     if (first.error.code, first.error.message) != ("refused", "There is none left."):
         raise Breach(f'The failure is "{first.error.message}" [{first.error.code}]; it must be "There is none left." [refused].')
-    _same(
+    same(
         first,
         await trial.do(amount=3, fail=1, message="There is none left.", attempt=2),
         "A do that was repeated after its failure",
@@ -404,7 +408,7 @@ async def unknown_action(server: Server) -> None:
 async def unavailable_then_done(server: Server) -> None:
     """A do whose outcome was unknown is carried out when it comes again."""
     trial = Trial(server)
-    _unknown(await server.send(trial.do_message(amount=3, unavailable=1)), "A do that was told to be unavailable")
+    unknown(await server.send(trial.do_message(amount=3, unavailable=1)), "A do that was told to be unavailable")
     await trial.has_effect(amount=3, unavailable=1, attempt=2)
     await trial.adds_up_to(3, "after a do of 3 whose outcome was unknown at first")
 
@@ -413,10 +417,10 @@ async def unavailable_then_done(server: Server) -> None:
 async def unavailable_then_undone(server: Server) -> None:
     """A do whose outcome is unknown can be undone, without an output, and then fails."""
     trial = Trial(server)
-    _unknown(await server.send(trial.do_message(amount=3, unavailable=1)), "A do that was told to be unavailable")
+    unknown(await server.send(trial.do_message(amount=3, unavailable=1)), "A do that was told to be unavailable")
     await trial.is_undone(amount=3)
     await trial.adds_up_to(0, "after a do whose outcome was unknown, and its undo")
-    _failed(await trial.do(amount=3, attempt=2), "A do that came again after its undo")
+    failed(await trial.do(amount=3, attempt=2), "A do that came again after its undo")
     await trial.adds_up_to(0, "after a do whose outcome was unknown, its undo, and the do again")
 
 
@@ -435,7 +439,7 @@ async def unavailable_undo(server: Server) -> None:
     trial = Trial(server)
     first = await trial.has_effect(amount=3)
     message = trial.undo_message(amount=3, undo_unavailable=1, output=first.payload)
-    _unknown(await server.send(message), "An undo that was told to be unavailable")
+    unknown(await server.send(message), "An undo that was told to be unavailable")
     await trial.is_undone(amount=3, undo_unavailable=1, output=first.payload, attempt=2)
     await trial.adds_up_to(0, "after a do of 3 whose undo was unavailable at first")
 
@@ -444,22 +448,22 @@ async def unavailable_undo(server: Server) -> None:
 async def deadline_then_done(server: Server) -> None:
     """A do whose deadline passed has its effect once when it is repeated."""
     trial = Trial(server)
-    await server.send(trial.do_message(amount=3, sleep_ms=_SLOW_MS), timeout_s=_SLOW_MS / 3000)
-    answer = await trial.has_effect(amount=3, sleep_ms=_SLOW_MS, attempt=2)
-    await asyncio.sleep(_SLOW_MS / 1000)
+    await server.send(trial.do_message(amount=3, sleep_ms=SLOW_MS), timeout_s=SLOW_MS / 3000)
+    answer = await trial.has_effect(amount=3, sleep_ms=SLOW_MS, attempt=2)
+    await asyncio.sleep(SLOW_MS / 1000)
     await trial.adds_up_to(3, "after a do of 3 whose deadline had passed, and that was repeated")
-    _same(answer, await trial.do(amount=3, sleep_ms=_SLOW_MS, attempt=3), "A do that was repeated once more")
+    same(answer, await trial.do(amount=3, sleep_ms=SLOW_MS, attempt=3), "A do that was repeated once more")
 
 
 @check("deadline")
 async def cancelled_then_done(server: Server) -> None:
     """A do whose caller went away has its effect once when it is repeated."""
     trial = Trial(server)
-    gone = asyncio.ensure_future(server.send(trial.do_message(amount=3, sleep_ms=_SLOW_MS)))
+    gone = asyncio.ensure_future(server.send(trial.do_message(amount=3, sleep_ms=SLOW_MS)))
     await server.caught_up()
     gone.cancel()
-    await trial.has_effect(amount=3, sleep_ms=_SLOW_MS, attempt=2)
-    await asyncio.sleep(_SLOW_MS / 1000)
+    await trial.has_effect(amount=3, sleep_ms=SLOW_MS, attempt=2)
+    await asyncio.sleep(SLOW_MS / 1000)
     await trial.adds_up_to(3, "after a do of 3 that was cancelled, and repeated")
 
 
@@ -515,7 +519,7 @@ async def one_key_at_once(server: Server) -> None:
     first, *others = await asyncio.gather(*(trial.do(amount=3, sleep_ms=20) for _ in range(8)))
     output_of(first, "A do that arrived 8 times at once")
     for other in others:
-        _same(first, other, "A do that arrived 8 times at once")
+        same(first, other, "A do that arrived 8 times at once")
     await trial.adds_up_to(3, "after a do of 3 that arrived 8 times at once")
 
 
@@ -538,25 +542,29 @@ async def do_and_undo_at_once(server: Server) -> None:
     await asyncio.gather(*(call for key in keys for call in (trial.do(key, amount=1), trial.is_undone(key, amount=1))))
     await trial.adds_up_to(0, "after 8 dos that arrived at the same time as their undos")
     for key in keys:
-        _failed(await trial.do(key, amount=1), "A do that came again after its undo")
+        failed(await trial.do(key, amount=1), "A do that came again after its undo")
 
 
-def _same(first: Answer, again: Answer, what: str) -> None:
+def same(first: Answer, again: Answer, what: str) -> None:
+    """Raises `Breach` unless both are the same output or failure."""
     if not isinstance(again, Output | Failure) or not isinstance(first, Output | Failure) or first.raw != again.raw:
         raise Breach(f"{what} answered {again}; the first time it answered {first}.")
 
 
-def _failed(answer: Answer, what: str) -> None:
+def failed(answer: Answer, what: str) -> None:
+    """Raises `Breach` unless it is a failure."""
     if not isinstance(answer, Failure):
         raise Breach(f"{what} answered {answer}, and not a failure.")
 
 
-def _stale(answer: Answer, what: str) -> None:
+def stale(answer: Answer, what: str) -> None:
+    """Raises `Breach` unless the epoch was refused."""
     if not isinstance(answer, Status) or answer.code is not grpc.StatusCode.FAILED_PRECONDITION:
         raise Breach(f"{what} answered {answer}, and not the status FAILED_PRECONDITION.")
 
 
-def _unknown(answer: Answer, what: str) -> None:
+def unknown(answer: Answer, what: str) -> None:
+    """Raises `Breach` unless it says that the outcome is unknown."""
     if isinstance(answer, Output | Failure | Undone) or not isinstance(answer, Status):
         raise Breach(f"{what} answered {answer}, and not an error status.")
     if answer.code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED):

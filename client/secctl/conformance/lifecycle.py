@@ -12,10 +12,11 @@ import grpc
 import grpc.aio
 from sec_client.transport import Tls
 
-from secctl.conformance.checks import Check
+from secctl.conformance.batches import takes_batches
+from secctl.conformance.checks import SLOW_MS, Check
 from secctl.conformance.probe import Breach, Failure, Output, Server, Status, Trial, connected
+from secctl.conformance.stream import Stream
 
-_SLOW_MS = 300
 _POLL_S = 0.05
 
 
@@ -91,9 +92,7 @@ class Running:
 
     async def slow_do(self, trial: Trial) -> asyncio.Future[object]:
         """A do that takes a while, and that has reached the server."""
-        slow: asyncio.Future[object] = asyncio.ensure_future(
-            self.server.send(trial.do_message("slow", amount=3, sleep_ms=_SLOW_MS))
-        )
+        slow: asyncio.Future[object] = asyncio.ensure_future(self.server.send(trial.do_message("slow", amount=3, sleep_ms=SLOW_MS)))
         await self.server.caught_up()
         return slow
 
@@ -155,7 +154,25 @@ async def stops_gracefully(program: Program) -> None:
         await running.stop()
         answer = await slow
     if not isinstance(answer, Output):
-        raise Breach(f"A do of {_SLOW_MS} ms that was in hand at SIGTERM answered {answer}, and not its output.")
+        raise Breach(f"A do of {SLOW_MS} ms that was in hand at SIGTERM answered {answer}, and not its output.")
+
+
+async def ends_its_streams(program: Program) -> None:
+    """A server that is told to stop answers the calls that it has in hand from a stream, and ends the stream with OK."""
+    async with program.running() as running:
+        await takes_batches(running.server)
+        async with Stream(running.server) as stream:
+            with stream.blamed():
+                pending = await stream.write([Trial(running.server).do_message(amount=3, sleep_ms=SLOW_MS) for _ in range(3)])
+                await running.server.caught_up()
+                await running.stop()
+                answers = await stream.answers(pending)
+                status = await stream.ended()
+    for answer in answers:
+        if not isinstance(answer, Output):
+            raise Breach(f"A do of {SLOW_MS} ms that was in hand at SIGTERM, from a stream, answered {answer}, and not its output.")
+    if status is not grpc.StatusCode.OK:
+        raise Breach(f"At SIGTERM a stream ended with {status.name}, and not with OK.")
 
 
 LIFECYCLE: list[Check[Program]] = [
@@ -164,5 +181,6 @@ LIFECYCLE: list[Check[Program]] = [
         ("durable", remembers_over_a_crash),
         ("durable", effect_is_had_once_over_a_crash),
         ("graceful-stop", stops_gracefully),
+        ("batch-stop", ends_its_streams),
     )
 ]

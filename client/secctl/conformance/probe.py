@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,6 +81,8 @@ class Status:
 
 
 Answer = Output | Failure | Undone | Neither | Status
+Message = pb.DoRequest | pb.UndoRequest
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def json_payload(value: Any) -> common_pb2.Payload:
@@ -111,44 +113,52 @@ class Server:
         answer = await self._health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=self.patience_s)  # type: ignore[attr-defined] # missing in the stubs
         return int(answer.status)
 
-    async def send(self, message: pb.DoRequest | pb.UndoRequest, timeout_s: float | None = None) -> Answer:
+    async def send(self, message: Message, timeout_s: float | None = None) -> Answer:
         """Makes one call, once more for as long as the server is too busy for it. Raises nothing but `asyncio.CancelledError`."""
         bound_s = self.patience_s if timeout_s is None else timeout_s
-        pauses = _pauses()
+        waits = pauses()
         end = asyncio.get_running_loop().time() + self.patience_s
         while True:
             answer = await self._send(message, bound_s)
             busy = isinstance(answer, Status) and answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED
             if not busy or asyncio.get_running_loop().time() > end or "larger" in str(answer) or "exceeds" in str(answer):
                 return answer
-            await asyncio.sleep(next(pauses))
+            await asyncio.sleep(next(waits))
 
-    async def settle(self, message: pb.DoRequest | pb.UndoRequest) -> Answer:
+    async def settle(self, message: Message) -> Answer:
         """Makes a call as an SEC node would: again, for as long as it ends in a way that says nothing."""
-        pauses = _pauses()
+        waits = pauses()
         end = asyncio.get_running_loop().time() + self.patience_s
         while True:
             answer = await self.send(message)
             if not isinstance(answer, Status) or answer.code not in PASSING or asyncio.get_running_loop().time() > end:
                 return answer
-            await asyncio.sleep(next(pauses))
+            await asyncio.sleep(next(waits))
 
-    async def _send(self, message: pb.DoRequest | pb.UndoRequest, timeout_s: float) -> Answer:
-        trace = (("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),)
+    async def _send(self, message: Message, timeout_s: float) -> Answer:
+        trace = (("traceparent", TRACEPARENT),)
         try:
             if isinstance(message, pb.UndoRequest):
-                undone = await self.stub.Undo(message, timeout=timeout_s, metadata=trace)
-                return Failure(undone.failure, undone.SerializeToString()) if undone.HasField("failure") else Undone()
-            done = await self.stub.Do(message, timeout=timeout_s, metadata=trace)
+                return undone_answer(await self.stub.Undo(message, timeout=timeout_s, metadata=trace))
+            return done_answer(await self.stub.Do(message, timeout=timeout_s, metadata=trace))
         except grpc.aio.AioRpcError as e:
             return Status(e.code(), e.details() or "")
-        match done.WhichOneof("result"):
-            case "output":
-                return Output(done.output, done.SerializeToString(deterministic=True))
-            case "failure":
-                return Failure(done.failure, done.SerializeToString(deterministic=True))
-            case _:
-                return Neither()
+
+
+def done_answer(done: pb.DoResponse) -> Answer:
+    """What a do that ended with OK says."""
+    match done.WhichOneof("result"):
+        case "output":
+            return Output(done.output, done.SerializeToString(deterministic=True))
+        case "failure":
+            return Failure(done.failure, done.SerializeToString(deterministic=True))
+        case _:
+            return Neither()
+
+
+def undone_answer(undone: pb.UndoResponse) -> Answer:
+    """What an undo that ended with OK says."""
+    return Failure(undone.failure, undone.SerializeToString()) if undone.HasField("failure") else Undone()
 
 
 @asynccontextmanager
@@ -260,7 +270,8 @@ def number_in(answer: Output, what: str) -> int:
     return value
 
 
-def _pauses() -> Any:
+def pauses() -> Iterator[float]:
+    """Seconds between the tries of a call."""
     pause_s = _PAUSE_S
     while True:
         yield pause_s

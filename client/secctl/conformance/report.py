@@ -9,7 +9,8 @@ from rich.text import Text
 from secctl.conformance.run import Result, Verdict
 from secctl.render import clean
 
-_STYLES = {Verdict.KEPT: "green", Verdict.BROKEN: "bold red", Verdict.NOT_CHECKED: "dim"}
+_STYLES = {Verdict.KEPT: "green", Verdict.BROKEN: "bold red", Verdict.NOT_CHECKED: "dim", Verdict.NOT_OFFERED: "dim"}
+_SKIPPED = (Verdict.NOT_CHECKED, Verdict.NOT_OFFERED)
 
 
 def text(address: str, results: Sequence[Result]) -> Text:
@@ -28,11 +29,13 @@ def text(address: str, results: Sequence[Result]) -> Text:
 
 def _sum(address: str, results: Sequence[Result]) -> str:
     broken = sorted({result.clause for result in results if result.verdict is Verdict.BROKEN})
-    skipped = sum(result.verdict is Verdict.NOT_CHECKED for result in results)
-    left_out = f" {skipped} checks could not be made." if skipped else ""
+    made = sum(result.verdict not in _SKIPPED for result in results)
+    reasons = {Verdict.NOT_CHECKED: "could not be made", Verdict.NOT_OFFERED: "are of what it does not offer"}
+    skipped = {why: sum(result.verdict is verdict for result in results) for verdict, why in reasons.items()}
+    left_out = "".join(f" {count} checks {why}." for why, count in skipped.items() if count)
     if broken:
         return f"The action server at {address} breaks {len(broken)} clauses of the contract: {', '.join(broken)}.{left_out}"
-    return f"The action server at {address} keeps the contract in {len(results) - skipped} checks.{left_out}"
+    return f"The action server at {address} keeps the contract in {made} checks.{left_out}"
 
 
 def shape(address: str, results: Sequence[Result]) -> dict[str, Any]:
@@ -48,17 +51,17 @@ def shape(address: str, results: Sequence[Result]) -> dict[str, Any]:
 
 def junit(address: str, results: Sequence[Result]) -> str:
     """The same as JUnit's XML: a test case for each check, in a class for each clause."""
-    counts = {"failures": Verdict.BROKEN, "skipped": Verdict.NOT_CHECKED}
+    counts = {"failures": (Verdict.BROKEN,), "skipped": _SKIPPED}
     suite = ElementTree.Element("testsuite", name=f"action server {address}", tests=str(len(results)), errors="0")
-    for name, verdict in counts.items():
-        suite.set(name, str(sum(result.verdict is verdict for result in results)))
+    for name, verdicts in counts.items():
+        suite.set(name, str(sum(result.verdict in verdicts for result in results)))
     suite.set("time", f"{sum(result.seconds for result in results):.3f}")
     for result in results:
         case = ElementTree.SubElement(suite, "testcase", classname=result.clause, name=result.says, time=f"{result.seconds:.3f}")
         match result.verdict:
             case Verdict.BROKEN:
                 ElementTree.SubElement(case, "failure", message=clean(result.why))
-            case Verdict.NOT_CHECKED:
+            case Verdict.NOT_CHECKED | Verdict.NOT_OFFERED:
                 ElementTree.SubElement(case, "skipped", message=clean(result.why))
     suites = ElementTree.Element("testsuites")
     suites.append(suite)

@@ -10,7 +10,8 @@ from typing import TypeVar
 import grpc.aio
 from sec_client.transport import Tls
 
-from secctl.conformance.checks import CHECKS, Check, NotApplicable
+from secctl.conformance.batches import BATCHES
+from secctl.conformance.checks import CHECKS, Check, NotApplicable, NotOffered
 from secctl.conformance.lifecycle import LIFECYCLE, NotStarted, Program
 from secctl.conformance.probe import Breach, Server, connected
 
@@ -25,6 +26,8 @@ class Verdict(StrEnum):
     KEPT = "kept"
     BROKEN = "broken"
     NOT_CHECKED = "not checked"
+    NOT_OFFERED = "not offered"
+    """It is of something optional, which the server does without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,8 @@ class Result:
     seconds: float
 
 
-CLAUSES = tuple(dict.fromkeys([*(one.clause for one in CHECKS), *(one.clause for one in LIFECYCLE)]))
+_OF_A_RUNNING_ONE = (*CHECKS, *BATCHES)
+CLAUSES = tuple(dict.fromkeys([*(one.clause for one in _OF_A_RUNNING_ONE), *(one.clause for one in LIFECYCLE)]))
 """The clauses of the contract that are checked, by their names in protos/sec/v1/action_server.proto."""
 
 
@@ -55,7 +59,7 @@ async def check_server(
     `patience_s` bounds each call with its repetitions, and each start and stop. Raises `NotStarted`, also when nothing can be reached at the
     address; `SagaError` for TLS files that cannot be read.
     """
-    checks = [one for one in CHECKS if one.clause in clauses]
+    checks = [one for one in _OF_A_RUNNING_ONE if one.clause in clauses]
     lifecycle = [one for one in LIFECYCLE if one.clause in clauses]
     if command is None:
         found = await _check_running(address, tls, checks, patience_s)
@@ -91,6 +95,8 @@ async def _one(one: Check[S], subject: S) -> Result:
         verdict, why = Verdict.BROKEN, str(e)
     except NotApplicable as e:
         verdict, why = Verdict.NOT_CHECKED, str(e)
+    except NotOffered as e:
+        verdict, why = Verdict.NOT_OFFERED, str(e)
     except grpc.aio.AioRpcError as e:
         verdict, why = Verdict.BROKEN, f"A call that has to work ended with {e.code().name} ({e.details()})."
     return Result(one.clause, one.says, verdict, why, time.monotonic() - begun)
