@@ -45,6 +45,7 @@ from sec_client.errors import (
     WrongState,
 )
 from sec_client.ids import new_saga_id
+from sec_client.submissions import Submission
 from sec_client.sync import Client
 from sec_client.transport import Tls
 from sec_client.views import (
@@ -108,6 +109,7 @@ __all__ = [
     "SecNode",
     "StoreFull",
     "StoreRefused",
+    "Submission",
     "SubmitResult",
     "Tls",
     "TooLarge",

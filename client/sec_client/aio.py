@@ -10,24 +10,25 @@ when none had room for it all that time.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
 import grpc.aio
-from sec_model import Deadline, Definition, DefinitionError, Payload, Saga, compile_graph
+from sec_model import Deadline, Definition, Saga
 from sec_model.builder import Seconds, deadline_of
-from sec_model.codec import deadline_to_proto, definition_to_proto, payload_to_proto
+from sec_model.codec import deadline_to_proto, definition_to_proto
 from sec_model.commands import Command, NodePath, Signal
 from sec_model.commands_codec import command_to_proto
 from sec_protos.v1 import coordinator_pb2 as pb
 
 from sec_client import decode
-from sec_client.errors import InvalidDefinition, SagaNotFound, WaitTimeout, WrongState, damaged_log, from_rpc_error
+from sec_client.errors import SagaError, SagaNotFound, WaitTimeout, WrongState, damaged_log, from_rpc_error
 from sec_client.ids import new_saga_id
 from sec_client.payloads import encode
-from sec_client.tracing import TRACEPARENT, current_traceparent
+from sec_client.submissions import Submission, checked, params_to_proto, submit_many
+from sec_client.tracing import current_metadata
 from sec_client.transport import DEFAULT_TIMEOUT_S, Cluster, Metadata, Pause, Tls, worth_repeating
 from sec_client.views import (
     LogRecord,
@@ -95,17 +96,27 @@ class Client:
         saga_id = saga_id or new_saga_id()
         message = pb.SubmitSagaRequest(
             saga_id=saga_id,
-            definition=definition_to_proto(_checked(definition)),
-            params=payload_to_proto(Payload() if params is None else encode(params)),
+            definition=definition_to_proto(checked(definition)),
+            params=params_to_proto(params),
             labels=dict(labels or {}),
             start_later=not start,
             require_actions=require_actions,
             deadline=deadline_to_proto(deadline_of(deadline)),
         )
-        traceparent = current_traceparent()
-        metadata = ((TRACEPARENT, traceparent),) if traceparent else ()
-        answer = await self._cluster.call(lambda stub: stub.SubmitSaga, message, saga_id=saga_id, metadata=metadata)
+        answer = await self._cluster.call(lambda stub: stub.SubmitSaga, message, saga_id=saga_id, metadata=current_metadata())
         return SubmitResult(answer.saga_id or saga_id, answer.created, tuple(answer.warnings))
+
+    async def submit_many(
+        self, submissions: Iterable[Submission], *, start: bool = True, require_actions: bool = False
+    ) -> Sequence[SubmitResult | SagaError]:
+        """Submits many sagas, hundreds with one call: `submit_many([Submission(trip, params={"guest": guest}) for guest in guests])`.
+
+        Answers what became of each, in their order: what `submit` would have returned or raised. One that is refused does not fail the others. A
+        definition is sent once, however many sagas are made from it. Calls that have no answer, and sagas for which there was no room, are
+        sent again, to other SEC nodes first, for the client's `timeout_s` with each call; when no SEC node can be had all that time, what has
+        not been sent is not tried any more and gets that error too. Raises only `TypeError` and `ValueError`, for params that JSON cannot say, before anything is sent.
+        """
+        return await submit_many(self._cluster, submissions, start=start, require_actions=require_actions)
 
     async def start(self, saga_id: str) -> None:
         """Starts a saga that was submitted with `start=False`. Raises `WrongState` when it has been started or has ended."""
@@ -328,17 +339,3 @@ class Client:
         """The actions that are offered now, and by which action servers."""
         answer = await self._cluster.call(lambda stub: stub.ListActions, pb.ListActionsRequest())
         return tuple(decode.action(a) for a in answer.actions)
-
-
-def _checked(definition: Definition | Saga) -> Definition:
-    try:
-        if isinstance(definition, Saga):
-            return definition.build()
-        compile_graph(definition)
-    except DefinitionError as e:
-        raise InvalidDefinition(
-            f"The definition of the saga is not valid: {e}",
-            problems=e.problems,
-            hint="Nothing was sent: repair the definition first.",
-        ) from None
-    return definition

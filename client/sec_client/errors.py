@@ -245,25 +245,30 @@ def damaged_log(saga_id: str, problem: str) -> SagaCorrupt:
     return SagaCorrupt(problem, saga_id=saga_id, hint="Keep its keys in etcd and call for help: no other saga is touched.")
 
 
+def from_detail(status: str, message: str, detail: common_pb2.ErrorDetail, *, address: str = "", saga_id: str = "") -> SagaError:
+    """The `SagaError` of an SEC node's own answer. `status` is the name of the gRPC status."""
+    kind = _BY_CODE.get(detail.code, SagaError)
+    return kind(
+        message or f'The SEC node answered "{detail.code}".',
+        code=detail.code,
+        saga_id=detail.saga_id or saga_id,
+        node=detail.node,
+        sec_node=detail.sec_node or address,
+        hint=detail.hint,
+        retryable=detail.retryable,
+        definite=detail.definite,
+        problems=detail.problems,
+        status=status,
+        retry_after_s=detail.retry_after_s,
+    )
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError, *, address: str = "", saga_id: str = "") -> SagaError:
     """The `SagaError` for a status. `address` and `saga_id` say what was called, where the answer does not."""
     code, message = error.code(), (error.details() or "").strip()
     detail = detail_of(error)
     if detail is not None:
-        kind = _BY_CODE.get(detail.code, SagaError)
-        return kind(
-            message or f'The SEC node answered "{detail.code}".',
-            code=detail.code,
-            saga_id=detail.saga_id or saga_id,
-            node=detail.node,
-            sec_node=detail.sec_node or address,
-            hint=detail.hint,
-            retryable=detail.retryable,
-            definite=detail.definite,
-            problems=detail.problems,
-            status=code.name,
-            retry_after_s=detail.retry_after_s,
-        )
+        return from_detail(code.name, message, detail, address=address, saga_id=saga_id)
     kind, word, hint = _TOO_LARGE if is_too_large(error) else _BY_STATUS.get(code, (SagaError, code.name.lower(), ""))
     overloaded = kind is Overloaded
     unsure = code in _UNSURE

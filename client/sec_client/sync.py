@@ -4,7 +4,7 @@ import asyncio
 import concurrent.futures
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,6 +14,7 @@ from sec_model.commands import Command
 
 from sec_client import aio
 from sec_client.errors import SagaError
+from sec_client.submissions import Submission
 from sec_client.transport import DEFAULT_TIMEOUT_S, Metadata, Tls
 from sec_client.views import (
     LogRecord,
@@ -83,6 +84,12 @@ class Client:
                 deadline=deadline,
             )
         )
+
+    def submit_many(
+        self, submissions: Iterable[Submission], *, start: bool = True, require_actions: bool = False
+    ) -> Sequence[SubmitResult | SagaError]:
+        """Submits many sagas, hundreds with one call, and answers what became of each. See `sec_client.aio.Client.submit_many`."""
+        return self._run(self._client.submit_many(list(submissions), start=start, require_actions=require_actions))
 
     def start(self, saga_id: str) -> None:
         """Starts a saga that was submitted with `start=False`. Raises `WrongState` when it has been started or has ended."""

@@ -29,6 +29,12 @@ def current_traceparent() -> str:
     return carrier.get(TRACEPARENT, "")
 
 
+def current_metadata() -> tuple[tuple[str, str], ...]:
+    """What goes with a call that submits sagas."""
+    traceparent = current_traceparent()
+    return ((TRACEPARENT, traceparent),) if traceparent else ()
+
+
 def trace_id_of(traceparent: str) -> str:
     """Empty for what is no trace context."""
     found = _FORM.fullmatch(traceparent)

@@ -6,22 +6,19 @@ Calls about sagas stand here; those about the cluster in `sec.api.cluster`.
 import asyncio
 import contextlib
 import math
-import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-import grpc
 from sec_model.codec import payload_to_proto
 from sec_model.commands_codec import command_to_proto
-from sec_model.graph import Graph
 from sec_protos.v1 import coordinator_pb2 as pb
 
 from sec.api import requests
-from sec.api.answering import Context, give_up_before, reading, reading_stream, starting, subject, writing
+from sec.api.answering import Context, answered, give_up_before, reading, reading_stream, starting, subject, writing
 from sec.api.cluster import ClusterCalls
-from sec.api.errors import ApiError, does_not_fit, invalid
-from sec.api.fitting import FitChecks
+from sec.api.errors import invalid
 from sec.api.log_watch import LogWatch
+from sec.api.submits import Submits
 from sec.api.views import corrupt_view, node_errors, saga_view, sequenced, stored_summary
 from sec.api.waiting import RECHECK_S, SettledWatch
 from sec.codec import entries_from_bytes
@@ -37,7 +34,7 @@ from sec.store.errors import SagaNotFound, WrongState
 from sec.store.keys import last_segment
 from sec.store.kv import Compacted, EventKind, Watch
 from sec.store.listing import ListFilter
-from sec.store.sagas import GiveUp, SagaHead, StoredSaga, Submitted
+from sec.store.sagas import StoredSaga
 from sec.summaries import STATE_OF_COURSE
 
 DEFAULT_WAIT_S = 20.0
@@ -54,8 +51,7 @@ class Coordinator(ClusterCalls):
         super().__init__(node)
         self._settled = SettledWatch(node.live, node.keys)
         self._log_watch = LogWatch(node.kv, node.keys)
-        self._fit = FitChecks(node.directory)
-        self._definitions = requests.Definitions(node.settings.limits)
+        self._submits = Submits(node)
 
     def stop_waiting(self) -> None:
         """Answers all who wait for a saga with what is known now: the node is about to stop."""
@@ -63,54 +59,11 @@ class Coordinator(ClusterCalls):
 
     @starting
     async def SubmitSaga(self, request: pb.SubmitSagaRequest, context: Context) -> pb.SubmitSagaResponse:  # noqa: N802 # the contract's name
-        limits = self._node.settings.limits
-        saga_id = requests.saga_id(request.saga_id) if request.saga_id else _draw_saga_id()
-        params = requests.params(request.params, saga_id, limits)
-        labels = requests.labels(request.labels, saga_id, limits)
-        deadline = requests.deadline(request, saga_id)
-        checked = self._definitions.check(request.definition, saga_id)
-        graph = checked.graph
-        missing = sorted(graph.action_names() - self._node.directory.offered)
-        warnings = [
-            f'No action server that can be reached offers the action "{name}" now; its nodes will wait.' for name in missing
-        ]
-        problems = self._fit.problems(request.definition, graph, params)
-        refused = does_not_fit(saga_id, problems) if problems else None
-        if request.require_actions and missing:
-            refused = _not_offered(saga_id, missing)
-        # A saga that is there already is answered as it is, whatever has become of its actions.
-        if refused is not None and not (request.saga_id and await self._exists(saga_id)):
-            raise refused
-        traceparent = requests.traceparent(context)
-        uid, give_up = secrets.token_hex(8), give_up_before(context)
+        return await self._submits.one(request, give_up_before(context), requests.traceparent(context))
 
-        async def submit() -> Submitted:
-            digest = await self._node.definitions.put(checked.data, graph)
-            head = SagaHead(saga_id, uid, checked.name, digest, params, labels, wall_clock_us(), deadline, traceparent)
-            return await self._submit(head, graph, start=not request.start_later, give_up=give_up)
-
-        try:
-            submitted = await submit()
-        except WrongState:
-            submitted = await submit()
-        if not submitted.created and not request.start_later:
-            warnings = []
-        return pb.SubmitSagaResponse(saga_id=saga_id, created=submitted.created, warnings=warnings)
-
-    async def _exists(self, saga_id: SagaId) -> bool:
-        try:
-            await self._node.sagas.load(saga_id)
-        except SagaNotFound:
-            return False
-        return True
-
-    async def _submit(self, head: SagaHead, graph: Graph, *, start: bool, give_up: GiveUp) -> Submitted:
-        try:
-            return await self._node.owner.submit(head, graph, start=start, give_up=give_up)
-        except WrongState:
-            # No saga used the definition any more since we cached it, and so it was removed: it has to be stored again.
-            self._node.definitions.forget(head.definition_hash)
-            raise
+    @answered  # each of its sagas comes in by the door
+    async def SubmitSagas(self, request: pb.SubmitSagasRequest, context: Context) -> pb.SubmitSagasResponse:  # noqa: N802
+        return await self._submits.many(request, give_up_before(context), requests.traceparent(context))
 
     @starting
     async def StartSaga(self, request: pb.StartSagaRequest, context: Context) -> pb.StartSagaResponse:  # noqa: N802
@@ -243,26 +196,9 @@ async def _entries(saga_id: SagaId, stored: StoredSaga, changes: Watch) -> Async
                 yield entry
 
 
-def _not_offered(saga_id: SagaId, missing: Sequence[str]) -> ApiError:
-    names = ", ".join(f'"{name}"' for name in missing)
-    return ApiError(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "action_not_offered",
-        f'Saga "{saga_id}" was not stored: no action server that can be reached offers {names}.',
-        saga_id=saga_id,
-        hint='Start the action servers ("secctl action list" shows what is offered), or submit without require_actions.',
-        retryable=True,
-    )
-
-
 def _wait_response(stored: StoredSaga, state: SagaState) -> pb.WaitSagaResponse:
     settled = state.course.ended or state.course is Course.STUCK
     response = pb.WaitSagaResponse(summary=stored_summary(stored, state), settled=settled, errors=node_errors(stored, state))
     if state.course is Course.DONE:
         response.output.CopyFrom(payload_to_proto(state.output_of(state.graph.final)))
     return response
-
-
-def _draw_saga_id() -> SagaId:
-    """Ordered by time, to the microsecond, and unique by 40 random bits."""
-    return SagaId(f"{wall_clock_us():014x}-{secrets.token_hex(5)}")

@@ -10,7 +10,7 @@ from google.protobuf import any_pb2
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 from sec_model import DefinitionError
-from sec_protos.v1 import common_pb2
+from sec_protos.v1 import common_pb2, coordinator_pb2
 
 from sec.core.errors import CorruptLog, IllegalTransition
 from sec.node.door import Overloaded
@@ -155,14 +155,26 @@ def to_api_error(error: Exception, saga_id: str = "") -> ApiError:
 
 async def abort(context: grpc.aio.ServicerContext[object, object], error: ApiError, sec_node: str) -> NoReturn:
     """Ends a call with an error's status and detail."""
-    error.detail.sec_node = sec_node
-    _shorten(error.detail.problems)
+    message, detail = _told(error, sec_node)
     packed = any_pb2.Any()
-    packed.Pack(error.detail)
-    message = _clipped(error.message, MAX_MESSAGE_BYTES)
+    packed.Pack(detail)
     status = rpc_status.to_status(status_pb2.Status(code=error.status.value[0], message=message, details=[packed]))
     await context.abort(status.code, status.details, status.trailing_metadata)
     raise AssertionError("abort raises")
+
+
+def refusal(error: ApiError, sec_node: str, saga_id: str) -> coordinator_pb2.Refusal:
+    """The same for one of several things that a call asks for, this saga."""
+    message, detail = _told(error, sec_node)
+    detail.saga_id = saga_id[:200]
+    return coordinator_pb2.Refusal(status=error.status.value[0], message=message, detail=detail)
+
+
+def _told(error: ApiError, sec_node: str) -> tuple[str, common_pb2.ErrorDetail]:
+    """What is told of an error, as much as there is room for: its message and its detail."""
+    error.detail.sec_node = sec_node
+    _shorten(error.detail.problems)
+    return _clipped(error.message, MAX_MESSAGE_BYTES), error.detail
 
 
 def _shorten(problems: MutableSequence[str]) -> None:

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sec_model import Graph, Payload
-from sec_model.codec import definition_hash
 from sec_model.edges import EdgeCheck, check_edges, params_problems
 from sec_model.schemas import ActionSchemas, Budget
-from sec_protos.v1 import definition_pb2
 
 from sec.dispatch.directory import Directory
 
@@ -31,18 +29,15 @@ class FitChecks:
         self._directory = directory
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
-    def problems(self, definition: definition_pb2.SagaDefinition, graph: Graph, params: Payload) -> list[str]:
-        """What does not fit, as whole sentences. What nobody describes fits."""
+    def problems(self, digest: str, graph: Graph, params: Payload) -> list[str]:
+        """What does not fit, as whole sentences, of a definition with this hash. What nobody describes fits."""
         schemas = self._directory.schemas
         if not schemas or graph.action_names().isdisjoint(schemas):
             return []
-        check = self._check(definition, graph, schemas)
+        check = self._check(digest, graph, schemas)
         return [*check.problems, *params_problems(check.readers, schemas, params, Budget(MAX_STEPS))]
 
-    def _check(
-        self, definition: definition_pb2.SagaDefinition, graph: Graph, schemas: Mapping[str, tuple[ActionSchemas, ...]]
-    ) -> EdgeCheck:
-        digest = definition_hash(definition.SerializeToString(deterministic=True))
+    def _check(self, digest: str, graph: Graph, schemas: Mapping[str, tuple[ActionSchemas, ...]]) -> EdgeCheck:
         kept = self._kept.get(digest)
         if kept is None or kept.schemas is not schemas:
             kept = self._kept[digest] = _Kept(schemas, check_edges(graph, schemas, Budget(MAX_STEPS)))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sec_model import Definition, Graph, Payload, compile_graph
-from sec_model.codec import deadline_from_proto, definition_bytes, definition_from_proto, payload_from_proto
+from sec_model.codec import deadline_from_proto, definition_bytes, definition_from_proto, definition_hash, payload_from_proto
 from sec_model.commands import Command, SetDeadline, Signal
 from sec_model.commands_codec import command_from_proto
 from sec_model.definition import MAX_WAIT_S, ConstantNode, Deadline, SubsagaNode
@@ -41,11 +41,12 @@ def saga_id(text: str) -> SagaId:
 
 @dataclass(frozen=True, slots=True)
 class CheckedDefinition:
-    """A definition that keeps all rules. `data` are its canonical bytes."""
+    """A definition that keeps all rules. `data` are its canonical bytes, `digest` is their hash."""
 
     name: str
     graph: Graph
     data: bytes
+    digest: str
 
 
 class Definitions:
@@ -60,7 +61,8 @@ class Definitions:
         digest = hashlib.sha256(message.SerializeToString(deterministic=True)).digest()
         if (found := self._checked.get(digest)) is None:
             definition, graph = _definition(message, saga, self._limits)
-            found = self._checked[digest] = CheckedDefinition(definition.name, graph, definition_bytes(definition))
+            data = definition_bytes(definition)
+            found = self._checked[digest] = CheckedDefinition(definition.name, graph, data, definition_hash(data))
             if len(self._checked) > MAX_CHECKED:
                 self._checked.popitem(last=False)
         self._checked.move_to_end(digest)
@@ -121,7 +123,7 @@ def traceparent(context: Context) -> str:
     return next((value for value in found if isinstance(value, str) and _TRACEPARENT_FORM.fullmatch(value)), "")
 
 
-def deadline(message: coordinator_pb2.SubmitSagaRequest, saga: str) -> Deadline | None:
+def deadline(message: coordinator_pb2.SubmitSagaRequest | coordinator_pb2.SagaSubmission, saga: str) -> Deadline | None:
     """The deadline of a saga. Raises `ApiError`."""
     if not message.HasField("deadline"):
         return None

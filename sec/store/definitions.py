@@ -24,6 +24,10 @@ class DefinitionStore:
         self._graphs: OrderedDict[str, Graph] = OrderedDict()
         self._nodes = 0
 
+    def __contains__(self, digest: str) -> bool:
+        """Whether it is cached, and so was in the store a while ago."""
+        return digest in self._graphs
+
     async def put(self, data: bytes, graph: Graph) -> str:
         """Stores a checked definition, by its canonical bytes, unless it is there; returns its hash. Doing it twice is harmless, so a lost answer is too:
         raises `KvError` of any kind, and the caller may try again."""

@@ -195,6 +195,7 @@ async def _watch(self: FakeNode, message: Any, context: Any) -> AsyncIterator[An
 
 for _method in (
     "SubmitSaga",
+    "SubmitSagas",
     "StartSaga",
     "DeleteSaga",
     "CommandSaga",

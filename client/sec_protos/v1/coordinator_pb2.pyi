@@ -533,6 +533,176 @@ class SubmitSagaResponse(_message.Message):
 Global___SubmitSagaResponse: _TypeAlias = SubmitSagaResponse  # noqa: Y015
 
 @_typing.final
+class SubmitSagasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEFINITIONS_FIELD_NUMBER: _builtins.int
+    SAGAS_FIELD_NUMBER: _builtins.int
+    START_LATER_FIELD_NUMBER: _builtins.int
+    REQUIRE_ACTIONS_FIELD_NUMBER: _builtins.int
+    start_later: _builtins.bool
+    """Of all of them, as in SubmitSagaRequest."""
+    require_actions: _builtins.bool
+    @_builtins.property
+    def definitions(self) -> _containers.RepeatedCompositeFieldContainer[_definition_pb2.SagaDefinition]:
+        """What the sagas are made from, each once. At most 100, and the whole message at most 8 MiB."""
+
+    @_builtins.property
+    def sagas(self) -> _containers.RepeatedCompositeFieldContainer[Global___SagaSubmission]:
+        """At most 1,000. Each counts as one submit where the SEC node bounds these."""
+
+    def __init__(
+        self,
+        *,
+        definitions: _abc.Iterable[_definition_pb2.SagaDefinition] | None = ...,
+        sagas: _abc.Iterable[Global___SagaSubmission] | None = ...,
+        start_later: _builtins.bool = ...,
+        require_actions: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definitions", b"definitions", "require_actions", b"require_actions", "sagas", b"sagas", "start_later", b"start_later"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitSagasRequest: _TypeAlias = SubmitSagasRequest  # noqa: Y015
+
+@_typing.final
+class SagaSubmission(_message.Message):
+    """One of many sagas that are submitted together. What is not explained is as in SubmitSagaRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SAGA_ID_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    saga_id: _builtins.str
+    definition: _builtins.int
+    """Which of the `definitions`, counted from 0."""
+    @_builtins.property
+    def params(self) -> _common_pb2.Payload: ...
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def deadline(self) -> _definition_pb2.Deadline: ...
+    def __init__(
+        self,
+        *,
+        saga_id: _builtins.str = ...,
+        definition: _builtins.int = ...,
+        params: _common_pb2.Payload | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        deadline: _definition_pb2.Deadline | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "params", b"params"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "definition", b"definition", "labels", b"labels", "params", b"params", "saga_id", b"saga_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SagaSubmission: _TypeAlias = SagaSubmission  # noqa: Y015
+
+@_typing.final
+class SubmitSagasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmissionResult]:
+        """One for each saga, in the order in which they were sent."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___SubmissionResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitSagasResponse: _TypeAlias = SubmitSagasResponse  # noqa: Y015
+
+@_typing.final
+class SubmissionResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBMITTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def submitted(self) -> Global___SubmitSagaResponse: ...
+    @_builtins.property
+    def refused(self) -> Global___Refusal: ...
+    def __init__(
+        self,
+        *,
+        submitted: Global___SubmitSagaResponse | None = ...,
+        refused: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "result", b"result", "submitted", b"submitted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "result", b"result", "submitted", b"submitted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["submitted", "refused"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___SubmissionResult: _TypeAlias = SubmissionResult  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """The status with which SubmitSaga would have ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    status: _builtins.int
+    """A status code of gRPC: 3 is INVALID_ARGUMENT."""
+    message: _builtins.str
+    """A whole sentence."""
+    @_builtins.property
+    def detail(self) -> _common_pb2.ErrorDetail: ...
+    def __init__(
+        self,
+        *,
+        status: _builtins.int = ...,
+        message: _builtins.str = ...,
+        detail: _common_pb2.ErrorDetail | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "message", b"message", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
 class StartSagaRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -39,6 +39,11 @@ class CoordinatorStub:
                 request_serializer=sec_dot_v1_dot_coordinator__pb2.SubmitSagaRequest.SerializeToString,
                 response_deserializer=sec_dot_v1_dot_coordinator__pb2.SubmitSagaResponse.FromString,
                 _registered_method=True)
+        self.SubmitSagas = channel.unary_unary(
+                '/sec.v1.Coordinator/SubmitSagas',
+                request_serializer=sec_dot_v1_dot_coordinator__pb2.SubmitSagasRequest.SerializeToString,
+                response_deserializer=sec_dot_v1_dot_coordinator__pb2.SubmitSagasResponse.FromString,
+                _registered_method=True)
         self.StartSaga = channel.unary_unary(
                 '/sec.v1.Coordinator/StartSaga',
                 request_serializer=sec_dot_v1_dot_coordinator__pb2.StartSagaRequest.SerializeToString,
@@ -114,6 +119,15 @@ class CoordinatorServicer:
         answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
         RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
         W3C trace context in the metadata ("traceparent") is kept with the saga, and goes with each call of an action. It is no part of the content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitSagas(self, request, context):
+        """Submits many sagas, each as SubmitSaga would: it is stored or refused by itself, and idempotent by its id. Answered when that is known of all of them, so a
+        call without an answer is sent again as a whole, and one that was answered with those sagas only whose refusal is retryable. RESOURCE_EXHAUSTED when the SEC node had
+        room for none of them; INVALID_ARGUMENT when the call itself breaks a rule. An SEC node of 0.1 answers UNIMPLEMENTED: then use SubmitSaga.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -225,6 +239,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     request_deserializer=sec_dot_v1_dot_coordinator__pb2.SubmitSagaRequest.FromString,
                     response_serializer=sec_dot_v1_dot_coordinator__pb2.SubmitSagaResponse.SerializeToString,
             ),
+            'SubmitSagas': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitSagas,
+                    request_deserializer=sec_dot_v1_dot_coordinator__pb2.SubmitSagasRequest.FromString,
+                    response_serializer=sec_dot_v1_dot_coordinator__pb2.SubmitSagasResponse.SerializeToString,
+            ),
             'StartSaga': grpc.unary_unary_rpc_method_handler(
                     servicer.StartSaga,
                     request_deserializer=sec_dot_v1_dot_coordinator__pb2.StartSagaRequest.FromString,
@@ -318,6 +337,33 @@ class Coordinator:
             '/sec.v1.Coordinator/SubmitSaga',
             sec_dot_v1_dot_coordinator__pb2.SubmitSagaRequest.SerializeToString,
             sec_dot_v1_dot_coordinator__pb2.SubmitSagaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitSagas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sec.v1.Coordinator/SubmitSagas',
+            sec_dot_v1_dot_coordinator__pb2.SubmitSagasRequest.SerializeToString,
+            sec_dot_v1_dot_coordinator__pb2.SubmitSagasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,11 @@ class CoordinatorStub:
     RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
     W3C trace context in the metadata ("traceparent") is kept with the saga, and goes with each call of an action. It is no part of the content.
     """
+    SubmitSagas: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitSagasRequest, _coordinator_pb2.SubmitSagasResponse]
+    """Submits many sagas, each as SubmitSaga would: it is stored or refused by itself, and idempotent by its id. Answered when that is known of all of them, so a
+    call without an answer is sent again as a whole, and one that was answered with those sagas only whose refusal is retryable. RESOURCE_EXHAUSTED when the SEC node had
+    room for none of them; INVALID_ARGUMENT when the call itself breaks a rule. An SEC node of 0.1 answers UNIMPLEMENTED: then use SubmitSaga.
+    """
     StartSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StartSagaRequest, _coordinator_pb2.StartSagaResponse]
     """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
     CommandSaga: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CommandSagaRequest, _coordinator_pb2.CommandSagaResponse]
@@ -90,6 +95,11 @@ class CoordinatorAsyncStub(CoordinatorStub):
     answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
     RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
     W3C trace context in the metadata ("traceparent") is kept with the saga, and goes with each call of an action. It is no part of the content.
+    """
+    SubmitSagas: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.SubmitSagasRequest, _coordinator_pb2.SubmitSagasResponse]  # type: ignore[assignment]
+    """Submits many sagas, each as SubmitSaga would: it is stored or refused by itself, and idempotent by its id. Answered when that is known of all of them, so a
+    call without an answer is sent again as a whole, and one that was answered with those sagas only whose refusal is retryable. RESOURCE_EXHAUSTED when the SEC node had
+    room for none of them; INVALID_ARGUMENT when the call itself breaks a rule. An SEC node of 0.1 answers UNIMPLEMENTED: then use SubmitSaga.
     """
     StartSaga: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StartSagaRequest, _coordinator_pb2.StartSagaResponse]  # type: ignore[assignment]
     """Starts a saga that was submitted with `start_later`. FAILED_PRECONDITION when it has been started or has ended."""
@@ -143,6 +153,17 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         answers the existing saga; with other content ALREADY_EXISTS. INVALID_ARGUMENT lists every problem of the definition.
         RESOURCE_EXHAUSTED when the SEC node, or the store, has as much as it may hold.
         W3C trace context in the metadata ("traceparent") is kept with the saga, and goes with each call of an action. It is no part of the content.
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitSagas(
+        self,
+        request: _coordinator_pb2.SubmitSagasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.SubmitSagasResponse, _abc.Awaitable[_coordinator_pb2.SubmitSagasResponse]]:
+        """Submits many sagas, each as SubmitSaga would: it is stored or refused by itself, and idempotent by its id. Answered when that is known of all of them, so a
+        call without an answer is sent again as a whole, and one that was answered with those sagas only whose refusal is retryable. RESOURCE_EXHAUSTED when the SEC node had
+        room for none of them; INVALID_ARGUMENT when the call itself breaks a rule. An SEC node of 0.1 answers UNIMPLEMENTED: then use SubmitSaga.
         """
 
     @_abc_1.abstractmethod

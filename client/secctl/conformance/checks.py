@@ -334,7 +334,7 @@ async def cancelled_do(server: Server) -> None:
             await trial.adds_up_to(3, "after a do of 3 that was cancelled and answered an output")
         case Failure():
             await trial.adds_up_to(0, "after a do of 3 that was cancelled and answered a failure")
-            _failed(await trial.do(amount=3), "A do that came again after it was cancelled and had failed")
+            failed(await trial.do(amount=3), "A do that came again after it was cancelled and had failed")
         case _:
             raise Breach(f"A do that was cancelled answered {answer}, and neither an output nor a failure.")
     await trial.is_undone(amount=3)
