@@ -59,13 +59,12 @@ class SimDirectory(Directory):
             listener()
 
     def call(self, call: Call) -> "asyncio.Future[Answer]":
+        self._world.dispatched(self._world.members[self._name], call)
         return asyncio.get_running_loop().create_task(self._answer(call))
 
     async def _answer(self, call: Call) -> Answer:
         world, servers = self._world, self._world.servers
         rng, weather = servers.rng, servers.weather
-        member = world.members[self._name]
-        world.dispatched(member, call)
         plan = world.sagas[call.saga_id].plan
         first_s = servers.first_s.setdefault((call.saga_id, call.node), servers.loop.time())
         if servers.loop.time() - first_s < plan.busy.get(call.node, 0.0):
