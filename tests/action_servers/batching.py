@@ -41,6 +41,18 @@ class Batching(ActionServer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.pool = ThreadPoolExecutor(THREADS)
+        self.threads: list[threading.Thread] = []
+
+    def in_a_thread(self, target: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def join(self) -> None:
+        """Waits for all that was begun, of streams that have ended too: a call that finds its database closed crashes the process."""
+        for thread in self.threads:
+            thread.join()
+        self.pool.shutdown()
 
     def Describe(self, message: Any, context: Any) -> Any:  # noqa: N802 # gRPC's name
         answer = super().Describe(message, context)
@@ -50,7 +62,7 @@ class Batching(ActionServer):
     def Batch(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:  # noqa: N802 # as above
         stream = Stream()
         context.add_callback(stream.break_off)
-        threading.Thread(target=self.read, args=(requests, stream, context), daemon=True).start()
+        self.in_a_thread(self.read, requests, stream, context)
         while (answer := stream.answers.get()) is not None:
             yield pb.BatchResponse(answers=[answer])
 

@@ -1,7 +1,6 @@
 """Action servers that break the contract on purpose: the plain example in Python, each with one thing wrong."""
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -399,7 +398,7 @@ class AnswersAMessageAtOnce(Batching):
                 stream.answers.put(answer)
             stream.finish()
 
-        threading.Thread(target=run).start()
+        self.in_a_thread(run)
 
 
 @breaks("batch-apart")
@@ -527,4 +526,6 @@ def serving(breach: Breach) -> Iterator[str]:
     finally:
         server.stop(None).wait()
         threads.shutdown()
+        if isinstance(service, Batching):
+            service.join()
         service.db.close()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from google.protobuf.json_format import MessageToDict
+from msgspec import structs
 from sec_model import Definition, Payload
 from sec_model.commands import Command, Pause, Resume
 from sec_model.commands_codec import command_to_proto
@@ -158,5 +159,5 @@ def healthy() -> Evidence:
 
 def with_entries(evidence: Evidence, saga_id: str, entries: Sequence[LogEntry]) -> Evidence:
     """The evidence with another log for a saga; its records are numbered anew."""
-    numbered = tuple(replace(entry, sequence=number) for number, entry in enumerate(entries, 1))
+    numbered = tuple(structs.replace(entry, sequence=number) for number, entry in enumerate(entries, 1))
     return replace(evidence, logs={**evidence.logs, saga_id: replace(evidence.logs[saga_id], entries=numbered)})

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from evidence_support import A, B, C, at, delivery, given, had, healthy, output, with_entries
+from msgspec import structs
 from sec_model.commands import Abort, Pause, Resume, SkipUndo
 
 from sec.chaos.check import Evidence, Violation, check
@@ -62,14 +63,14 @@ def test_something_that_could_not_be_read() -> None:
 def test_an_epoch_that_goes_back() -> None:
     evidence = healthy()
     entries = of_well(evidence)
-    entries[-1] = replace(entries[-1], epoch=Epoch(1), writer=SecNodeName("sec-1"))
+    entries[-1] = structs.replace(entries[-1], epoch=Epoch(1), writer=SecNodeName("sec-1"))
     only([v for v in check(with_entries(evidence, "well", entries)) if v.invariant != 4], 1, "epoch 1 follows epoch 2")
 
 
 def test_two_writers_in_one_epoch() -> None:
     evidence = healthy()
     entries = of_well(evidence)
-    entries[-1] = replace(entries[-1], writer=SecNodeName("sec-3"))
+    entries[-1] = structs.replace(entries[-1], writer=SecNodeName("sec-3"))
     found = check(with_entries(evidence, "well", entries))
     only([v for v in found if "folded" not in v.message], 1, "epoch 2 has the writers sec-2 and sec-3")
 
@@ -252,7 +253,7 @@ def test_a_command_that_is_taken_up_twice() -> None:
     evidence = healthy()
     entries = of_well(evidence)
     resumed = next(n for n, e in enumerate(entries) if isinstance(e.record, Commanded) and e.record.command_id == "resume-1")
-    again = replace(entries[resumed], record=Commanded("resume-1", "chaos", Resume(), "it is not paused"))
+    again = structs.replace(entries[resumed], record=Commanded("resume-1", "chaos", Resume(), "it is not paused"))
     found = check(with_entries(evidence, "well", [*entries[: resumed + 1], again, *entries[resumed + 1 :]]))
     only([v for v in found if "folded" not in v.message], 6, "taken up 2 times")
 

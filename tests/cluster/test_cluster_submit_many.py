@@ -13,14 +13,14 @@ SAGAS = 200
 
 async def test_the_node_that_is_asked_dies_in_the_middle(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submissions, "MAX_SAGAS", 20)  # so that there is a middle
-    given = [Submission(STEP, {}, f"many-{n}", {"test": "many"}) for n in range(SAGAS)]
+    given = [Submission(STEP, {}, f"submitted-together-{n}", {"test": "many"}) for n in range(SAGAS)]
     asked, *others = stage.cluster.names
     async with stage.client() as client, aio.Client([stage.cluster.address(name) for name in others]) as awake:
         submitting = asyncio.create_task(client.submit_many(given))
 
         async def begun() -> bool:
             try:
-                return bool((await awake.get("many-0")).saga_id)
+                return bool((await awake.get("submitted-together-0")).saga_id)
             except SagaNotFound:
                 return False
 
@@ -34,5 +34,7 @@ async def test_the_node_that_is_asked_dies_in_the_middle(stage: Stage, monkeypat
 
         await eventually(all_done)
         again = await awake.submit_many(given)
-        assert again == [SubmitResult(f"many-{n}", False) for n in range(SAGAS)]
-    assert stage.rows("SELECT count(*), count(DISTINCT saga_id) FROM inventory WHERE saga_id LIKE 'many-%'") == [(SAGAS, SAGAS)]
+        assert again == [SubmitResult(f"submitted-together-{n}", False) for n in range(SAGAS)]
+    assert stage.rows("SELECT count(*), count(DISTINCT saga_id) FROM inventory WHERE saga_id LIKE 'submitted-together-%'") == [
+        (SAGAS, SAGAS)
+    ]
