@@ -18,7 +18,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.answers: queue.SimpleQueue[pb.BatchedAnswer | None] = queue.SimpleQueue()
-        self.ended = False
+        self.gone = threading.Event()
         self._in_hand = 1  # the reading itself
         self._lock = threading.Lock()
 
@@ -33,7 +33,7 @@ class Stream:
                 self.answers.put(None)
 
     def break_off(self) -> None:
-        self.ended = True
+        self.gone.set()
         self.answers.put(None)
 
 

@@ -17,6 +17,7 @@ from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import action_server_pb2_grpc, common_pb2
 
 LARGEST_CALL = 64 * 1024 * 1024
+IN_HAND_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -474,12 +475,12 @@ class DropsWhatItHasNoRoomFor(Batching):
 
 @breaks("batch-end")
 class ForgetsWhatItHadInHand(Batching):
-    """What ends after its stream is done, and not marked as done."""
+    """What ends after its stream is done, and not marked as done. Each call is in hand for so long that its stream can end meanwhile, on a busy machine too."""
 
     def begin(self, stream: Stream, answer: Any) -> None:
         def run() -> Any:
             answered = answer()
-            if stream.ended:
+            if stream.gone.wait(IN_HAND_S):
                 with self.one_at_a_time:
                     self.db.execute("DELETE FROM marks")
             return answered
