@@ -36,8 +36,8 @@ class ActionServers:
 
     def offer(self, offering: bool) -> None:
         self.offering = offering
-        for directory in self.directories:
-            directory.process_context.copy().run(directory.refresh)
+        for directory in self.directories:  # those of killed processes too, which get no turn
+            self.loop.call_soon(directory.refresh, context=directory.process_context.copy())
 
 
 class SimDirectory(Directory):
