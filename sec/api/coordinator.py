@@ -29,7 +29,6 @@ from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
 from sec.node.door import Bound
 from sec.node.node import SecNode
-from sec.node.owner import wall_clock_us
 from sec.store.errors import SagaNotFound, WrongState
 from sec.store.keys import last_segment
 from sec.store.kv import Compacted, EventKind, Watch
@@ -73,7 +72,7 @@ class Coordinator(ClusterCalls):
     @writing
     async def CommandSaga(self, request: pb.CommandSagaRequest, context: Context) -> pb.CommandSagaResponse:  # noqa: N802
         saga_id = requests.saga_id(request.saga_id)
-        command = requests.command(request, wall_clock_us())
+        command = requests.command(request, self._node.clock_us())
         _, state = await self._load(saga_id)
         if request.command_id in state.commands:
             return pb.CommandSagaResponse()

@@ -127,7 +127,7 @@ class Submits:
         # A saga that is there already is answered as it is, whatever has become of its actions.
         if refused is not None and not (saga.saga_id and await self._exists(saga_id)):
             raise refused
-        uid, now_us = secrets.token_hex(8), wall_clock_us()
+        uid, now_us = secrets.token_hex(8), self._node.clock_us()
         head = SagaHead(saga_id, uid, checked.name, checked.digest, params, labels, now_us, deadline, traceparent)
         await self._store(common)
         try:

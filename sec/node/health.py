@@ -17,6 +17,9 @@ from sec.store.commit import GroupCommit
 _log = logging.getLogger(__name__)
 
 LOOK_S = 0.5
+"""At the least between two looks."""
+LOOKS = 20
+"""So many within the limit, when it is long."""
 
 
 class Condition(Enum):
@@ -60,15 +63,16 @@ class Progress:
         self._drivers = drivers
         self._commits = commits
         self._stall_limit_s = stall_limit_s
+        self._look_s = max(LOOK_S, stall_limit_s / LOOKS)
 
     async def run(self) -> None:
         """Looks again and again, until it is cancelled; says in the log when trouble begins and ends."""
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(self._look_s)
             now = loop.time()
-            trouble = " ".join(self._found(now, now - began - LOOK_S))
+            trouble = " ".join(self._found(now, now - began - self._look_s))
             if trouble and not self.trouble:
                 _log.error('SEC node "%s" is not well: %s', self._sec_node, trouble)
             elif self.trouble and not trouble:

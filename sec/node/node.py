@@ -62,6 +62,8 @@ class SecNode:
     ) -> None:
         settings.check()
         self.settings = settings
+        self.clock_us = clock_us
+        """The wall clock."""
         self.kv = kv
         self.keys = Keys(settings.prefix)
         self.commits = GroupCommit(kv, timeout_s=settings.store_timeout_s)

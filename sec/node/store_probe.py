@@ -15,6 +15,7 @@ from sec.store.kv import Get, Kv, KvError, KvRefused, NoQuorum
 _log = logging.getLogger(__name__)
 
 PAUSE_S = 1.0
+"""At the least between two looks; a third of the timeout, when that is long."""
 SLOW_S = 1.0
 """A store is slow when a transaction takes so long; it is some milliseconds when all is well."""
 SLOW_FOR_S = 5.0
@@ -31,6 +32,7 @@ class StoreProbe:
         self._key = key
         self._commits = commits
         self._timeout_s = timeout_s
+        self._pause_s = max(PAUSE_S, timeout_s / 3)
         self._loop = asyncio.get_running_loop()
         self._found = Condition.WELL
         self._why = ""
@@ -65,7 +67,7 @@ class StoreProbe:
                     _log.warning('The store of SEC node "%s" is well again.', self._sec_node)
                 else:
                     _log.error('SEC node "%s": %s', self._sec_node, self._why)
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(self._pause_s)
 
     async def _look(self) -> tuple[Condition, str]:
         try:

@@ -20,7 +20,14 @@ def test_the_snippets_of_a_page_run_and_print_what_it_says(page: Path, tmp_path:
 
 def test_these_pages_have_snippets() -> None:
     shown = {str(page.relative_to(ROOT)) for page in WITH_SCENARIOS}
-    assert {"README.md", "docs/action-servers.md", "docs/client.md", "docs/operations.md", "docs/stuck-sagas.md"} <= shown
+    assert {
+        "README.md",
+        "docs/action-servers.md",
+        "docs/client.md",
+        "docs/operations.md",
+        "docs/stuck-sagas.md",
+        "docs/testing.md",
+    } <= shown
 
 
 def test_a_snippet_that_fails_is_noticed(tmp_path: Path) -> None:

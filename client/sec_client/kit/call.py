@@ -4,7 +4,8 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,21 @@ from sec_client.views import Phase
 
 CANCELLED_CODE = "cancelled"
 """Code of the failure of an action that ended early, or never began, because nobody wants its effect any more."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What calls tell the time by. Read on any thread. Tests in virtual time have another."""
+
+    monotonic: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = _now
+
+
+REAL_TIME = Clock()
 
 
 class ActionFailed(Exception):
@@ -92,6 +108,7 @@ class Call:
         remaining_s: float | None = None,
         traceparent: str = "",
         cancellation: Cancellation | None = None,
+        clock: Clock = REAL_TIME,
     ) -> None:
         about = message.call
         undo = isinstance(message, pb.UndoRequest)
@@ -123,8 +140,9 @@ class Call:
         if trace_id := trace_id_of(traceparent):
             self.fields["trace_id"] = trace_id
         self.log = _CallLog(logger, self.fields)
-        self._end = None if remaining_s is None else time.monotonic() + remaining_s
-        self._deadline = None if remaining_s is None else datetime.now(UTC) + timedelta(seconds=min(remaining_s, 1e9))
+        self._clock = clock
+        self._end = None if remaining_s is None else clock.monotonic() + remaining_s
+        self._deadline = None if remaining_s is None else clock.now() + timedelta(seconds=min(remaining_s, 1e9))
         self._cancellation = cancellation or Cancellation()
         self._store = store
         self._loop = asyncio.get_running_loop()
@@ -152,7 +170,7 @@ class Call:
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, by the monotonic clock, not below 0; None: there is no deadline."""
-        return None if self._end is None else max(0.0, self._end - time.monotonic())
+        return None if self._end is None else max(0.0, self._end - self._clock.monotonic())
 
     @property
     def cancelled(self) -> bool:

@@ -13,8 +13,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sec_protos.v1 import action_server_pb2_grpc
 
 from sec_client.kit.actions import MISSING, Action, Actions, Handler, JsonSchema, Missing
+from sec_client.kit.call import REAL_TIME, Clock
 from sec_client.kit.registration import Registration
-from sec_client.kit.service import ActionService, Middleware
+from sec_client.kit.service import ActionService, Around, Middleware, nothing_around
 from sec_client.kit.sqlite import SqliteStore
 from sec_client.kit.store import Store
 from sec_client.transport import MAX_MESSAGE_BYTES, Metadata, Tls, parse_addresses
@@ -139,17 +140,27 @@ class ActionServer:
             await self._give_up()
             raise
 
-    async def _serve(self, listen: str, credentials: grpc.ServerCredentials | None) -> None:
-        self._service = ActionService(
+    def service(self, store: Store, *, clock: Clock = REAL_TIME, around: Around = nothing_around) -> ActionService:
+        """What delivers calls to the actions, over a store that is open, and by itself: it listens nowhere, and this server knows nothing of it.
+
+        For tests in one process: with a clock of theirs, and with something `around` each handler. End it with `finish`, and close the store then. Raises `ValueError` as `start` does.
+        """
+        self.actions.check()
+        return ActionService(
             self.name,
             self.actions,
-            self.store,
+            store,
             max_concurrency=self._max_concurrency,
             max_output_bytes=self._max_output_bytes,
             batches=not self._interceptors,
             middleware=self._middleware,
+            clock=clock,
+            around=around,
             logger=self._logger,
         )
+
+    async def _serve(self, listen: str, credentials: grpc.ServerCredentials | None) -> None:
+        self._service = self.service(self.store)
         self._server = grpc.aio.server(
             interceptors=self._interceptors, options=_OPTIONS, maximum_concurrent_rpcs=self._max_concurrency + _CALLS_BESIDE
         )

@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from sec_protos.v1 import action_server_pb2_grpc, common_pb2
 
 from sec_client.kit.actions import Action, Actions, Handler
 from sec_client.kit.batches import BatchStream
-from sec_client.kit.call import CANCELLED_CODE, ActionFailed, Call, Unavailable
+from sec_client.kit.call import CANCELLED_CODE, REAL_TIME, ActionFailed, Call, Clock, Unavailable
 from sec_client.kit.cancelling import Cancellation
 from sec_client.kit.logs import logged_as
 from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, Stale
@@ -84,8 +85,15 @@ class Incoming:
     batched: bool
 
 
+Around = Callable[[Call], AbstractContextManager[None]]
+"""What is around each handler, within what the kit does for it: for tests. It may raise before the handler begins, and when it has ended."""
 Middleware = Callable[[Incoming, Callable[[], Awaitable[Response | Status]]], Awaitable[Response | Status]]
 """What is around each delivery: gets it, and what delivers it; answers what that answers, or something else."""
+
+
+def nothing_around(call: Call) -> AbstractContextManager[None]:
+    """The default of `Around`."""
+    return nullcontext()
 
 
 class _Key:
@@ -110,6 +118,8 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         max_output_bytes: int,
         batches: bool,
         middleware: Middleware | None = None,
+        clock: Clock = REAL_TIME,
+        around: Around = nothing_around,
         logger: logging.Logger,
     ) -> None:
         self._server_name = server_name
@@ -119,6 +129,8 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         self._max_output_bytes = max_output_bytes
         self._batches = batches
         self._middleware = middleware
+        self._clock = clock
+        self._around = around
         self._logger = logger
         self._in_hand = 0
         self._keys: dict[str, _Key] = {}
@@ -130,11 +142,11 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         return pb.DescribeResponse(server_name=self._server_name, actions=self.descriptions(), batches=self._batches)
 
     async def Do(self, request: pb.DoRequest, context: Context) -> pb.DoResponse:  # noqa: N802
-        answer = await self._answer(request, context.time_remaining(), _metadata(context))
+        answer = await self.deliver(request, context.time_remaining(), _metadata(context))
         return await _reply(context, pb.DoResponse, answer)
 
     async def Undo(self, request: pb.UndoRequest, context: Context) -> pb.UndoResponse:  # noqa: N802
-        answer = await self._answer(request, context.time_remaining(), _metadata(context))
+        answer = await self.deliver(request, context.time_remaining(), _metadata(context))
         return await _reply(context, pb.UndoResponse, answer)
 
     async def Batch(  # type: ignore[override] # the stubs know only the form that yields its answers # noqa: N802
@@ -155,7 +167,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         if call.traceparent:
             metadata = {**metadata, TRACEPARENT: call.traceparent}
         try:
-            answer = await self._answer(message, call.timeout_s, metadata, batched=True)
+            answer = await self.deliver(message, call.timeout_s, metadata, batched=True)
         except Exception as e:
             self._logger.exception("saga %s node %s: the delivery ended in an error", message.call.saga_id, message.call.node)
             answer = Status(grpc.StatusCode.UNKNOWN, f"{type(e).__name__}: {e}"[:MAX_ERROR_CHARACTERS])
@@ -170,14 +182,20 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
     def _cancel(self, call: pb.BatchedCall) -> None:
         """Nobody wants the effect of this call any more. Its handler may be that of an earlier call with the same key, or not have begun."""
         if call.WhichOneof("request") == "do_request":
-            about = call.do_request.call
-            about.cancelled = True
-            if (key := self._keys.get(about.idempotency_key)) is not None:
-                key.cancellation.set()
+            self.cancel(call.do_request)
 
-    async def _answer(
+    def cancel(self, message: pb.DoRequest) -> None:
+        """Nobody wants the effect of this do any more, which is in hand or about to be delivered."""
+        message.call.cancelled = True
+        if (key := self._keys.get(message.call.idempotency_key)) is not None:
+            key.cancellation.set()
+
+    async def deliver(
         self, message: Message, remaining_s: float | None, metadata: Mapping[str, str], *, batched: bool = False
     ) -> Response | Status:
+        """Delivers a call and answers it. `remaining_s` is how long its caller waits (None: for ever); `batched`: the caller's task is ours to keep, and is
+        not cancelled when the caller goes away."""
+
         async def deliver() -> Response | Status:
             answer = await self._deliver(message, remaining_s, metadata.get(TRACEPARENT, ""), detached=batched)
             if isinstance(answer, Status):
@@ -302,6 +320,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
                             remaining_s=remaining_s,
                             traceparent=traceparent,
                             cancellation=None if undo else cancellation,
+                            clock=self._clock,
                         )
                         return await self._handle(action, call, delivery, output, first=first)
         except StoreError as e:
@@ -317,9 +336,10 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             handler = action.undo_handler if delivery.undo else action.do
             arguments = _arguments(action, call, delivery, first=first)
             value = None
-            if handler is not None:
-                with logged_as(call.fields), span(f"{call.action} {call.phase}", call.traceparent, call.fields):
-                    value = await self._invoke(handler, call, arguments)
+            with self._around(call):
+                if handler is not None:
+                    with logged_as(call.fields), span(f"{call.action} {call.phase}", call.traceparent, call.fields):
+                        value = await self._invoke(handler, call, arguments)
             output = b"" if delivery.undo else self._output(value)
             ended = True
             entry = Entry(Mark.UNDONE) if delivery.undo else Entry(Mark.DONE, output)
