@@ -1,7 +1,8 @@
 # Everything here runs in .venv, which is made on first use. A newcomer needs `make demo` and `make test`.
 
 PYTHON ?= python3
-ARGS ?= -n 2
+# Tests wait more than they compute: four at a time keep two cores busy.
+ARGS ?= -n 4
 
 VENV := .venv
 BIN := $(VENV)/bin
