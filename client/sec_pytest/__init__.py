@@ -10,7 +10,6 @@ import pytest
 
 if TYPE_CHECKING:
     from sec_client.kit import ActionServer
-
     from sec_testing import SagaTester
 
 FIXTURE = "sagas"
