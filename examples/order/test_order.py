@@ -8,7 +8,6 @@ import pytest
 import yaml
 from sec_client.kit import ActionServer
 from sec_model.document import definition_from_document
-
 from sec_testing import Fail, SagaTester
 
 order = definition_from_document(yaml.safe_load(Path(__file__).with_name("order.yaml").read_text()))

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import trip_actions
 from sec_client.kit import ActionServer
-from trip import trip
-
 from sec_testing import EVERY, Away, Crash, LoseAnswer, SagaTester
+from trip import trip
 
 ADA = {"guest": "Ada", "price": 900}
 BOOKED = [("car", "Ada"), ("flight", "Ada"), ("hotel", "Ada")]

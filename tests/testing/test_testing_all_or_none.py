@@ -7,9 +7,8 @@ import pytest
 from sec_client import RetryPolicy, Saga, SagaState, UndoPolicy, action
 from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore
 from sec_client.kit.rules import Delivery, Entry, Run, Verdict
-from shop_support import FEW, Shop, chain, sqlite_server
-
 from sec_testing import EVERY, Crash, Fail, LoseAnswer, LoseCall, Repeat, SagaTester, Straggle, told
+from shop_support import FEW, Shop, chain, sqlite_server
 
 
 class Forgetful(MemoryStore):

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from sec_client import SagaState
 from sec_client.kit import ActionServer, Call, MemoryStore
-from shop_support import Shop, chain, sqlite_server
-
 from sec_testing import (
     EVERY,
     Away,
@@ -24,6 +22,7 @@ from sec_testing import (
     Straggle,
     told,
 )
+from shop_support import Shop, chain, sqlite_server
 
 Run = Callable[..., SagaRun]
 

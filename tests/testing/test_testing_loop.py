@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import pytest
 from sec_client import Saga, action
 from sec_client.kit import ActionServer, Call, SqliteStore
-
-from sec.sim.loop import Stalled
 from sec_testing import SagaTester, loop
 from sec_testing.loop import VirtualLoop
+
+from sec.sim.loop import Stalled
 
 T = TypeVar("T")
 

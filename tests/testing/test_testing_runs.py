@@ -12,9 +12,8 @@ import pytest
 from sec_client import InvalidDefinition, NodeState, Saga, SagaState, WrongState, action, signal, timer
 from sec_client.kit import ActionFailed, ActionServer, Call, Incoming, MemoryStore
 from sec_model.commands import NodePath, SetDeadline
-from shop_support import FEW, Shop, chain, sqlite_server
-
 from sec_testing import EVERY, Delay, Fail, LoseAnswer, NotSettled, SagaTester
+from shop_support import FEW, Shop, chain, sqlite_server
 
 PLAIN_AND_ASYNC = pytest.mark.parametrize("plain", [False, True], ids=["async handlers", "plain handlers"])
 
