@@ -232,7 +232,9 @@ class Injector:
             case FaultKind.DRAIN:
                 try:
                     await self._client.drain(target)
-                except SagaError:
+                except SagaError as error:
+                    if not error.definite:
+                        await self._heal(FaultKind.DRAIN, target)  # it may be drained all the same, and would stay so
                     return False
                 return True
             case FaultKind.LEASE:
@@ -332,11 +334,19 @@ class Injector:
         if target in SERVERS:
             return _at_once(lambda: self._servers.start(target))
         if target in self._cluster.names:
-            return lambda: self._cluster.restart_async(target)
+            return lambda: self._serving_again(target)
         return lambda: self._etcd.restart_async(_member(target), wait=False)  # it needs a majority, and others may be at fault
 
     def _replacing(self, target: str) -> Callable[[], Awaitable[None]]:
         return lambda: self._etcd.replace_async(_member(target))
+
+    async def _serving_again(self, target: str) -> None:
+        try:
+            await self._cluster.restart_async(target)
+        except NodeNotServing:
+            with contextlib.suppress(SagaError):  # an order to drain it, long given up, may have come late
+                await self._undrain(target)()
+            raise
 
     def _undrain(self, target: str) -> Callable[[], Awaitable[None]]:
         return lambda: self._client.drain(target, undo=True)
