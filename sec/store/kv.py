@@ -73,6 +73,8 @@ class KeyValue(Struct, frozen=True):
 class Target(Enum):
     """What a `Compare` looks at. A key that does not exist has VERSION, CREATE and MOD 0."""
 
+    __hash__ = object.__hash__  # that of Enum is slow, and these are looked up for every write
+
     VERSION = "version"
     CREATE = "create"
     MOD = "mod"
@@ -81,6 +83,8 @@ class Target(Enum):
 
 class Relation(Enum):
     """How a `Compare` relates the key's target to its operand."""
+
+    __hash__ = object.__hash__  # that of Enum is slow, and these are looked up for every write
 
     EQUAL = "="
     NOT_EQUAL = "!="

@@ -6,6 +6,7 @@ from typing import Any, assert_never
 from aetcd import rpc
 
 from sec.store.kv import (
+    Compare,
     Delete,
     DeleteResult,
     Event,
@@ -24,68 +25,83 @@ from sec.store.kv import (
     Txn,
     TxnResult,
 )
+from sec.wire import field, tag, varint
 
+_VARIANTS = {
+    Target.VERSION: rpc.Compare.VERSION,
+    Target.CREATE: rpc.Compare.CREATE,
+    Target.MOD: rpc.Compare.MOD,
+    Target.VALUE: rpc.Compare.VALUE,
+}
 _RELATIONS = {
     Relation.EQUAL: rpc.Compare.EQUAL,
     Relation.NOT_EQUAL: rpc.Compare.NOT_EQUAL,
     Relation.GREATER: rpc.Compare.GREATER,
     Relation.LESS: rpc.Compare.LESS,
 }
-_TARGETS = {
-    Target.VERSION: (rpc.Compare.VERSION, "version"),
-    Target.CREATE: (rpc.Compare.CREATE, "create_revision"),
-    Target.MOD: (rpc.Compare.MOD, "mod_revision"),
-    Target.VALUE: (rpc.Compare.VALUE, "value"),
-}
 
 
 def range_request(get: Get, *, revision: Revision | None = None, serializable: bool = False) -> Any:
-    message = rpc.RangeRequest(revision=revision or 0, serializable=serializable)
-    _fill_range(message, get)
-    return message
+    return rpc.RangeRequest(
+        key=get.key,
+        range_end=get.range_end or b"",
+        limit=get.limit,
+        keys_only=get.keys_only,
+        revision=revision or 0,
+        serializable=serializable,
+    )
 
 
-def _fill_range(message: Any, get: Get) -> None:
-    message.key = get.key
-    message.range_end = get.range_end or b""
-    message.limit = get.limit
-    message.keys_only = get.keys_only
+# Transactions are laid by hand: each step of a saga is one, nested in another. The numbers of the fields are those of etcd's rpc.proto.
+
+_COMPARE, _SUCCESS, _FAILURE = tag(1), tag(2), tag(3)
+_OPERAND = {
+    Target.VERSION: tag(4, counted=True),
+    Target.CREATE: tag(5, counted=True),
+    Target.MOD: tag(6, counted=True),
+    Target.VALUE: tag(7),
+}
+_HOW = {
+    (target, relation): tag(1, counted=True) + varint(result) + tag(2, counted=True) + varint(variant) + tag(3)
+    for target, variant in _VARIANTS.items()
+    for relation, result in _RELATIONS.items()
+}
+"""What stands in a comparison before its key."""
+_RANGE, _PUT, _DELETE, _TXN = tag(1), tag(2), tag(3), tag(4)
+_KEY = tag(1)
+_VALUE, _LEASE = tag(2), tag(3, counted=True)
+_RANGE_END = tag(2)
 
 
-def txn_request(txn: Txn) -> Any:
-    message = rpc.TxnRequest()
-    _fill_txn(message, txn)
-    return message
-
-
-def _fill_txn(message: Any, txn: Txn) -> None:
-    """In place: a message that is made of messages copies each of them, those of nested transactions at each level."""
+def txn_bytes(txn: Txn) -> bytes:
+    """The `TxnRequest` of a transaction."""
+    data = b""
     for compare in txn.compares:
-        target, field = _TARGETS[compare.target]
-        filled = message.compare.add(key=compare.key, target=target, result=_RELATIONS[compare.relation])
-        setattr(filled, field, compare.operand)
+        data += field(_COMPARE, _compare_bytes(compare))
     for op in txn.then:
-        _fill_op(message.success.add(), op)
+        data += field(_SUCCESS, _op_bytes(op))
     for op in txn.otherwise:
-        _fill_op(message.failure.add(), op)
+        data += field(_FAILURE, _op_bytes(op))
+    return data
 
 
-def _fill_op(message: Any, op: Op) -> None:
+def _compare_bytes(compare: Compare) -> bytes:
+    target, operand = compare.target, compare.operand
+    data = field(_HOW[target, compare.relation], compare.key) + _OPERAND[target]
+    return data + (varint(operand) if isinstance(operand, int) else field(b"", operand))
+
+
+def _op_bytes(op: Op) -> bytes:
     match op:
         case Put():
-            put = message.request_put
-            put.key = op.key
-            put.value = op.value
-            put.lease = op.lease
-        case Get():
-            _fill_range(message.request_range, op)
-        case Delete():
-            delete = message.request_delete_range
-            delete.key = op.key
-            delete.range_end = op.range_end or b""
+            put = field(_KEY, op.key) + field(_VALUE, op.value)
+            return field(_PUT, put + _LEASE + varint(op.lease) if op.lease else put)
         case Txn():
-            message.request_txn.SetInParent()
-            _fill_txn(message.request_txn, op)
+            return field(_TXN, txn_bytes(op))
+        case Delete():
+            return field(_DELETE, field(_KEY, op.key) + field(_RANGE_END, op.range_end or b""))
+        case Get():
+            return field(_RANGE, range_request(op).SerializeToString())
         case _:
             assert_never(op)
 
