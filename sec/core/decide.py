@@ -188,9 +188,10 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
     with state.rehearsal() as rehearsal:
         for event in events:
             draft.take(event)
-        draft.end_waits()  # before the clock is looked at: what has come is in time
-        draft.look_at_the_clock()
-        draft.end_waits()
+        if state.waiting or state.dues:
+            draft.end_waits()  # before the clock is looked at: what has come is in time
+            draft.look_at_the_clock()
+            draft.end_waits()
         draft.advance(offered)
         wake_at_us = min(due.us for due in state.dues.values()) if state.dues else 0
         effects = tuple(draft.wanted_effects())
@@ -336,7 +337,8 @@ class _Draft:
 
     def _succeed(self, node: NodePath, output: Payload) -> None:
         self._write(Succeeded(node, output))
-        if self.state.course is Course.RUNNING and (node, True) in self.state.controls.breakpoints:
+        breakpoints = self.state.controls.breakpoints
+        if breakpoints and self.state.course is Course.RUNNING and (node, True) in breakpoints:
             self._hit(node, after=True)
 
     def _startable(self) -> list[int]:
@@ -422,12 +424,18 @@ class _Draft:
 
     def wanted_effects(self) -> list[Effect]:
         """The effects without what came later in the same step: the node was answered, dispatched anew, or has expired, or the saga paused."""
-        state = self.state
-        latest: dict[int, Dispatch] = {}
-        for effect in self.effects:
-            if isinstance(effect, Dispatch) and effect.node not in state.expired and state.controls.may_dispatch(effect.node):
-                latest[effect.node] = effect
-        return [e for e in self.effects if e.node in state.in_flight and (not isinstance(e, Dispatch) or latest.get(e.node) is e)]
+        state, wanted = self.state, list[Effect]()
+        dispatched: set[int] = set()
+        for effect in reversed(self.effects):
+            if effect.node not in state.in_flight:
+                continue
+            if isinstance(effect, Dispatch):
+                if effect.node in dispatched or effect.node in state.expired or not state.controls.may_dispatch(effect.node):
+                    continue
+                dispatched.add(effect.node)
+            wanted.append(effect)
+        wanted.reverse()
+        return wanted
 
     def _why_unknown(self, index: int) -> Fault:
         tries = self.state.tries.get(index, NO_TRIES)
@@ -445,9 +453,10 @@ class _Draft:
         phase = self.state.in_flight[index]
         tries = self.state.tries.get(index, NO_TRIES)
         if call is None:
+            call = self._next_call(index, phase, 0, tries.spent_s, 0.0)
+        if call is None:
             # Where no call is left by the policy, a takeover still makes one: only an answer can tell what the last one did.
-            again = NextCall(0.0, self._policy(index, phase).attempt_timeout_s)
-            call = self._next_call(index, phase, 0, tries.spent_s, 0.0) or again
+            call = NextCall(0.0, self._policy(index, phase).attempt_timeout_s)
         key = (self._path(index), phase)
         self.effects.append(
             Dispatch(
@@ -465,6 +474,8 @@ class _Draft:
 
     def _until_us(self, index: int, phase: Phase) -> int:
         """A call does not outlast the deadline of a node that is then given up."""
+        if not self.state.dues:
+            return 0
         due = self.state.dues.get(self._path(index))
         return due.us if phase is Phase.DO and due is not None and due.then is OnDeadline.FAIL else 0
 
