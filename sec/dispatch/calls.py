@@ -1,7 +1,9 @@
 """One call of an action server: what is sent, and what its answer or its silence says. The meaning of each status is the contract's
 (protos/sec/v1/action_server.proto)."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import grpc
 import grpc.aio
@@ -72,6 +74,23 @@ class Busy(Struct, frozen=True):
 
 
 Answer = Answered | Unanswered | StaleEpoch | NotOffered | Busy
+
+Tell = Callable[[Answer], None]
+"""Takes the answer of a call: once, and not before the call was made."""
+
+
+class Pending(Protocol):
+    """Something that is waited for."""
+
+    def cancel(self) -> object:
+        """It is not waited for any longer: nothing will be told of it."""
+        ...
+
+
+def told(making: "asyncio.Task[Answer]", tell: Tell) -> Pending:
+    """A call that a task makes: its answer is told unless the task is cancelled."""
+    making.add_done_callback(lambda _: None if making.cancelled() else tell(making.result()))
+    return making
 
 
 async def send(stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str, call: Call, max_output_bytes: int) -> Answer:

@@ -62,10 +62,10 @@ class GroupCommit:
         ages = [now - began for began in list(self._in_flight.values())]  # a copy: metrics are read on another thread
         return max([*ages, self._last_took_s if now - self._last_ended < within_s else 0.0])
 
-    async def commit(self, saga_id: str, txn: Txn) -> TxnResult:
-        """Carries out a transaction on keys of one saga. Its `revision` is that of the whole bundle.
+    def commit(self, saga_id: str, txn: Txn) -> "asyncio.Future[TxnResult]":
+        """Carries out a transaction on keys of one saga. The `revision` of its result is that of the whole bundle.
 
-        Raises what `Kv.txn` raises. When the caller is cancelled the transaction may still be carried out.
+        The future raises what `Kv.txn` raises. When it is cancelled the transaction may still be carried out.
         """
         ops = max(len(txn.compares), len(txn.then), len(txn.otherwise))
         assert ops <= MAX_OPS_PER_SAGA
@@ -74,7 +74,7 @@ class GroupCommit:
         self._waiting.append(_Waiting(saga_id, txn, size, ops, self._loop.time(), answer))
         self.waiting_bytes += size
         self._schedule()
-        return await answer
+        return answer
 
     async def close(self) -> None:
         """Waits for what is in flight. Call it when nobody commits any more."""

@@ -10,6 +10,7 @@ All methods may raise `KvUnavailable` (not done), `Indeterminate` (perhaps done,
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from google.protobuf.message import DecodeError
 from msgspec import Struct
@@ -55,6 +56,9 @@ GiveUp = Callable[[], bool]
 
 Wanted = Callable[[], bool]
 """Says that a write is to be sent again although the store has refused it."""
+
+Written = Callable[[Exception | None], None]
+"""Is told, once, that records are durable (None), or why they are not and never will be: `Fenced`, or `KvError` when they were given up."""
 
 RETRY_MAX_PAUSE_S = 1.0
 TELL_AFTER = 3
@@ -133,6 +137,9 @@ class SagaStore:
         self._commits = commits
         self._sec_node = sec_node
         self._clock_us = clock_us
+        self._loop = asyncio.get_running_loop()
+        self._looking: set[asyncio.Task[None]] = set()
+        """Into appends that were not written at the first try."""
 
     async def submit(
         self,
@@ -214,12 +221,13 @@ class SagaStore:
             raise WrongState(f'Saga "{saga_id}" has been started already, or was deleted meanwhile.')
         return Submitted(True, Epoch(item.create_revision) if owner else None)
 
-    async def append(
+    def append(
         self,
         saga_id: SagaId,
         epoch: Epoch,
         first_sequence: int,
         records: tuple[Record, ...],
+        written: Written,
         *,
         summary: Summary | None,
         ended: bool,
@@ -227,11 +235,11 @@ class SagaStore:
         commands: Sequence[str] = (),
         wanted: Wanted = _never,
     ) -> None:
-        """Appends records to the log of a saga that we own. `summary` is what lists show from now on, when that changes; `commands` are the
+        """Appends records to the log of a saga that we own, and tells when they are `written`, later. `summary` is what lists show from now on, when that changes; `commands` are the
         commands that these records take up, which are removed in the same transaction.
 
         With `ended` the saga goes from the active ones to those that ended, and its owner key goes too. Records that the store refuses wait
-        as long as they are `wanted`. Raises `Fenced`.
+        as long as they are `wanted`.
         """
         keys = self._keys
         log_key = keys.log_batch(saga_id, first_sequence)
@@ -251,10 +259,49 @@ class SagaStore:
         if not ended:
             then += [Delete(keys.command(saga_id, command_id)) for command_id in commands]
         txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)
-        if (await self._commit(saga_id, txn, give_up, wanted)).succeeded:
+        answer = self._commits.commit(saga_id, txn)
+        answer.add_done_callback(partial(self._appended, saga_id, epoch, txn, give_up, wanted, written))
+
+    def _appended(
+        self,
+        saga_id: SagaId,
+        epoch: Epoch,
+        txn: Txn,
+        give_up: GiveUp,
+        wanted: Wanted,
+        written: Written,
+        answer: "asyncio.Future[TxnResult]",
+    ) -> None:
+        """By a callback, and a task only where there is more to it: every step of every saga comes by here."""
+        if answer.cancelled():
+            return  # the event loop stops
+        if answer.exception() is None and answer.result().succeeded:
+            written(None)
             return
+
+        async def look_into() -> None:
+            try:
+                await self._look_into_append(saga_id, epoch, txn, give_up, wanted, answer)
+            except (KvError, Fenced) as error:
+                written(error)
+            else:
+                written(None)
+
+        task = self._loop.create_task(look_into(), name=f"append to saga {saga_id}")
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def _look_into_append(
+        self, saga_id: SagaId, epoch: Epoch, txn: Txn, give_up: GiveUp, wanted: Wanted, answer: "asyncio.Future[TxnResult]"
+    ) -> None:
+        """Returns when the records are durable after all. Raises `Fenced`, or `KvError` when they were given up."""
+        if (await self._commit(saga_id, txn, give_up, wanted, first=answer)).succeeded:
+            return
+        put = txn.then[0]
+        assert isinstance(put, Put)
+        log_key, batch = put.key, put.value
         # Asked only now: every append would carry the question. What is under a log key does not change as long as there is the saga.
-        result = await self._commit(saga_id, Txn(then=[Get(log_key), Get(keys.owner(saga_id))]), give_up, wanted)
+        result = await self._commit(saga_id, Txn(then=[Get(log_key), Get(self._keys.owner(saga_id))]), give_up, wanted)
         present = _only(result.results[0])
         if present is not None and present.value == batch:  # an earlier try of ours landed
             return
@@ -422,14 +469,22 @@ class SagaStore:
     def _owned(self, saga_id: SagaId, epoch: Epoch) -> Compare:
         return created_at(self._keys.owner(saga_id), epoch)
 
-    async def _commit(self, saga_id: SagaId, txn: Txn, give_up: GiveUp, wanted: Wanted = _never) -> TxnResult:
-        """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module."""
+    async def _commit(
+        self,
+        saga_id: SagaId,
+        txn: Txn,
+        give_up: GiveUp,
+        wanted: Wanted = _never,
+        first: "asyncio.Future[TxnResult] | None" = None,
+    ) -> TxnResult:
+        """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module. `first` is
+        the answer of a try that was made already."""
 
         def again(error: BaseException) -> bool:
             return isinstance(error, KvUnavailable | Indeterminate) or (isinstance(error, KvRefused) and wanted())
 
         try:
-            return await self._commits.commit(saga_id, txn)
+            return await (first or self._commits.commit(saga_id, txn))
         except KvError as error:
             if not again(error):
                 raise
