@@ -57,8 +57,10 @@ class _Waiting(Struct):
 
 def payload_bytes(call: Call) -> int:
     """How large a call is, but for its names."""
-    size = len(call.params.data) + sum(len(value.data) for value in call.inputs.values())
-    return size + (len(call.output.data) if call.output is not None else 0)
+    size = len(call.params.data)
+    if call.inputs:
+        size += sum(len(value.data) for value in call.inputs.values())
+    return size if call.output is None else size + len(call.output.data)
 
 
 class CallStream:
@@ -218,17 +220,17 @@ class CallStream:
             return
         call = waiting.call
         answer: Answer
-        match answered.WhichOneof("result"), call.phase:
-            case "do_response", Phase.DO:
-                answer = do_answer(answered.do_response, self._server, call, self._max_output_bytes)
-            case "undo_response", Phase.UNDO:
-                answer = undo_answer(answered.undo_response)
-            case "status", _:
-                status = _STATUSES.get(answered.status.code, grpc.StatusCode.UNKNOWN)
-                answer = status_answer(status, answered.status.message, self._server, call)
-                if isinstance(answer, NotOffered):
-                    self._not_offered(call.action)
-            case _:
-                text = f'The action server at {self._server} answered a call of "{call.action}" by what is no answer to it.'
-                answer = Unanswered(Fault(text, "empty_answer"))
+        kind = answered.WhichOneof("result")
+        if kind == "do_response" and call.phase is Phase.DO:
+            answer = do_answer(answered.do_response, self._server, call, self._max_output_bytes)
+        elif kind == "undo_response" and call.phase is Phase.UNDO:
+            answer = undo_answer(answered.undo_response)
+        elif kind == "status":
+            status = _STATUSES.get(answered.status.code, grpc.StatusCode.UNKNOWN)
+            answer = status_answer(status, answered.status.message, self._server, call)
+            if isinstance(answer, NotOffered):
+                self._not_offered(call.action)
+        else:
+            text = f'The action server at {self._server} answered a call of "{call.action}" by what is no answer to it.'
+            answer = Unanswered(Fault(text, "empty_answer"))
         waiting.tell(answer)

@@ -278,7 +278,8 @@ class Owner:
     @contextmanager
     def _taking_on(self, saga_ids: Sequence[SagaId]) -> Iterator[None]:
         """While their owner keys are written, read back and made drivers of. Without it the sweep would give them up in the middle."""
-        self._coming.update(saga_ids)
+        for saga_id in saga_ids:
+            self._coming[saga_id] += 1
         try:
             yield
         finally:

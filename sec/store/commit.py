@@ -9,7 +9,7 @@ from collections import deque
 
 from msgspec import Struct
 
-from sec.store.kv import MAX_TXN_BYTES, MAX_TXN_OPS, Delete, Get, Kv, KvError, KvRefused, LeaseNotFound, Put, Txn, TxnResult
+from sec.store.kv import MAX_TXN_BYTES, MAX_TXN_OPS, Delete, Get, Kv, KvError, KvRefused, LeaseNotFound, Op, Put, Txn, TxnResult
 
 MAX_OPS_PER_SAGA = 48
 """The most operations or compares that one small transaction has. Most have less than ten."""
@@ -156,12 +156,18 @@ def _size(txn: Txn) -> int:
     size = 16
     for compare in txn.compares:
         size += len(compare.key) + 24
-    for op in (*txn.then, *txn.otherwise):
-        match op:
-            case Put(key, value):
-                size += len(key) + len(value) + 24
-            case Get(key) | Delete(key):
-                size += len(key) + 24
-            case Txn():
-                size += _size(op)
+    for op in txn.then:
+        size += len(op.key) + len(op.value) + 24 if type(op) is Put else _op_size(op)
+    for op in txn.otherwise:
+        size += _op_size(op)
     return size
+
+
+def _op_size(op: Op) -> int:
+    match op:
+        case Put(key, value):
+            return len(key) + len(value) + 24
+        case Get(key) | Delete(key):
+            return len(key) + 24
+        case Txn():
+            return _size(op)

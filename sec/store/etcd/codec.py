@@ -112,25 +112,27 @@ def txn_result(txn: Txn, answer: Any) -> TxnResult:
 
 def _txn_result(txn: Txn, answer: Any, revision: Revision) -> TxnResult:
     # etcd fills in the revision of the outermost transaction only; the nested ones happen at the same.
-    ops: Sequence[Op] = txn.then if answer.succeeded else txn.otherwise
+    succeeded = answer.succeeded
+    ops: Sequence[Op] = txn.then if succeeded else txn.otherwise
     put = PutResult(revision)
-    if all(isinstance(op, Put) for op in ops):  # most are: their answers say nothing more
-        return TxnResult(answer.succeeded, revision, (put,) * len(ops))
-    results = tuple(
-        put if isinstance(op, Put) else _op_result(op, response, revision)
-        for op, response in zip(ops, answer.responses, strict=True)
-    )
-    return TxnResult(answer.succeeded, revision, results)
+    if len(ops) == 1 and type(ops[0]) is Put:  # most are: its answer says nothing more
+        return TxnResult(succeeded, revision, (put,))
+    results = [
+        put if type(op) is Put else _op_result(op, response, revision) for op, response in zip(ops, answer.responses, strict=True)
+    ]
+    return TxnResult(succeeded, revision, tuple(results))
 
 
-def _op_result(op: Get | Delete | Txn, response: Any, revision: Revision) -> OpResult:
+def _op_result(op: Op, response: Any, revision: Revision) -> OpResult:
     match op:
-        case Get():
-            return get_result(response.response_range)
-        case Delete():
-            return DeleteResult(revision, response.response_delete_range.deleted)
         case Txn():
             return _txn_result(op, response.response_txn, revision)
+        case Delete():
+            return DeleteResult(revision, response.response_delete_range.deleted)
+        case Get():
+            return get_result(response.response_range)
+        case Put():
+            return PutResult(revision)
         case _:
             assert_never(op)
 
