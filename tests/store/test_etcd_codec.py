@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sec.store.etcd.codec import txn_bytes
+from sec.store.etcd.wire import VARINT
 from sec.store.kv import Compare, Delete, Get, LeaseId, Put, Relation, Target, Txn, created_at
-from sec.wire import varint
 
 KEYS = st.binary(min_size=1, max_size=40)
 VALUES = st.binary(max_size=200)
@@ -79,4 +79,4 @@ def test_values_are_of_any_size(size: int) -> None:
 
 def test_numbers_below_zero_are_not_laid_by_hand() -> None:
     with pytest.raises(ValueError, match="from 0 on"):
-        varint(-1)
+        VARINT[-1]

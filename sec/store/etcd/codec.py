@@ -5,6 +5,7 @@ from typing import Any, assert_never
 
 from aetcd import rpc
 
+from sec.store.etcd.wire import VARINT, tag
 from sec.store.kv import (
     Compare,
     Delete,
@@ -25,7 +26,6 @@ from sec.store.kv import (
     Txn,
     TxnResult,
 )
-from sec.wire import field, tag, varint
 
 _VARIANTS = {
     Target.VERSION: rpc.Compare.VERSION,
@@ -62,7 +62,7 @@ _OPERAND = {
     Target.VALUE: tag(7),
 }
 _HOW = {
-    (target, relation): tag(1, counted=True) + varint(result) + tag(2, counted=True) + varint(variant) + tag(3)
+    (target, relation): tag(1, counted=True) + VARINT[result] + tag(2, counted=True) + VARINT[variant] + tag(3)
     for target, variant in _VARIANTS.items()
     for relation, result in _RELATIONS.items()
 }
@@ -77,31 +77,41 @@ def txn_bytes(txn: Txn) -> bytes:
     """The `TxnRequest` of a transaction."""
     data = b""
     for compare in txn.compares:
-        data += field(_COMPARE, _compare_bytes(compare))
+        part = _compare_bytes(compare)
+        data += _COMPARE + VARINT[len(part)] + part
     for op in txn.then:
-        data += field(_SUCCESS, _op_bytes(op))
+        part = _op_bytes(op)
+        data += _SUCCESS + VARINT[len(part)] + part
     for op in txn.otherwise:
-        data += field(_FAILURE, _op_bytes(op))
+        part = _op_bytes(op)
+        data += _FAILURE + VARINT[len(part)] + part
     return data
 
 
 def _compare_bytes(compare: Compare) -> bytes:
-    target, operand = compare.target, compare.operand
-    data = field(_HOW[target, compare.relation], compare.key) + _OPERAND[target]
-    return data + (varint(operand) if isinstance(operand, int) else field(b"", operand))
+    key, target, operand = compare.key, compare.target, compare.operand
+    data = _HOW[target, compare.relation] + VARINT[len(key)] + key + _OPERAND[target]
+    return data + (VARINT[len(operand)] + operand if isinstance(operand, bytes) else VARINT[operand])
 
 
 def _op_bytes(op: Op) -> bytes:
     match op:
         case Put():
-            put = field(_KEY, op.key) + field(_VALUE, op.value)
-            return field(_PUT, put + _LEASE + varint(op.lease) if op.lease else put)
+            key, value = op.key, op.value
+            body = _KEY + VARINT[len(key)] + key + _VALUE + VARINT[len(value)] + value
+            if op.lease:
+                body += _LEASE + VARINT[op.lease]
+            return _PUT + VARINT[len(body)] + body
         case Txn():
-            return field(_TXN, txn_bytes(op))
+            body = txn_bytes(op)
+            return _TXN + VARINT[len(body)] + body
         case Delete():
-            return field(_DELETE, field(_KEY, op.key) + field(_RANGE_END, op.range_end or b""))
+            key, range_end = op.key, op.range_end or b""
+            body = _KEY + VARINT[len(key)] + key + _RANGE_END + VARINT[len(range_end)] + range_end
+            return _DELETE + VARINT[len(body)] + body
         case Get():
-            return field(_RANGE, range_request(op).SerializeToString())
+            body = bytes(range_request(op).SerializeToString())
+            return _RANGE + VARINT[len(body)] + body
         case _:
             assert_never(op)
 
