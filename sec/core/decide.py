@@ -71,18 +71,18 @@ NULL = Payload.json(None)
 # Events
 
 
-class Begin(Struct, frozen=True):
+class Begin(Struct, frozen=True, gc=False):
     """The saga may run on, or something outside changed that it may have waited for."""
 
 
-class TakenOver(Struct, frozen=True):
+class TakenOver(Struct, frozen=True, gc=False):
     """This SEC node owns the saga now, after another one or an earlier session of its own. What is in flight is dispatched again."""
 
     epoch: Epoch
     sec_node: SecNodeName
 
 
-class DoAnswered(Struct, frozen=True):
+class DoAnswered(Struct, frozen=True, gc=False):
     """The action server answered a do: with its output, or with a fault that asserts that there is no effect. `spent_s` and `draw` as in
     `AnswerMissing`."""
 
@@ -92,14 +92,14 @@ class DoAnswered(Struct, frozen=True):
     draw: float = 0.0
 
 
-class UndoAnswered(Struct, frozen=True):
+class UndoAnswered(Struct, frozen=True, gc=False):
     """The action server answered an undo: the effect is gone (None), or cannot be undone for good."""
 
     node: NodePath
     fault: Fault | None
 
 
-class AnswerMissing(Struct, frozen=True):
+class AnswerMissing(Struct, frozen=True, gc=False):
     """A call ended and says nothing about the effect. `spent_s`: for this node and phase in all. `draw`: a random number in [0, 1)."""
 
     node: NodePath
@@ -109,13 +109,13 @@ class AnswerMissing(Struct, frozen=True):
     draw: float
 
 
-class NotWaitedFor(Struct, frozen=True):
+class NotWaitedFor(Struct, frozen=True, gc=False):
     """The answer to `Hurry`: a do that paused between two calls, or waited for an action server, is not going to be called any more."""
 
     node: NodePath
 
 
-class Ordered(Struct, frozen=True):
+class Ordered(Struct, frozen=True, gc=False):
     """A command of an operator. The same one again changes nothing."""
 
     command_id: str
@@ -128,7 +128,7 @@ Event = Begin | TakenOver | DoAnswered | UndoAnswered | AnswerMissing | NotWaite
 # Effects
 
 
-class Dispatch(Struct, frozen=True):
+class Dispatch(Struct, frozen=True, gc=False):
     """Call the action (undo action) of a node after `delay_s`, for at most `timeout_s`. `attempt` counts from 1."""
 
     node: int
@@ -145,14 +145,14 @@ class Dispatch(Struct, frozen=True):
     """Make the call so many times, one after the other, and take the last answer."""
 
 
-class Hurry(Struct, frozen=True):
+class Hurry(Struct, frozen=True, gc=False):
     """The saga is unwinding: a do that pauses between two calls, or waits for an action server, is not waited for any longer. Drop it and
     answer `NotWaitedFor` at once. A call under way is left alone."""
 
     node: int
 
 
-class Withhold(Struct, frozen=True):
+class Withhold(Struct, frozen=True, gc=False):
     """The saga is paused: a call that is not under way is not made. It will be dispatched anew when the pause is over."""
 
     node: int
@@ -200,6 +200,8 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
 
 class _Draft:
     """The records and effects of one `decide`, while the state rehearses them."""
+
+    __slots__ = ("effects", "now_us", "records", "state", "was_running")
 
     def __init__(self, state: SagaState, now_us: int) -> None:
         self.state = state

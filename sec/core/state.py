@@ -53,7 +53,7 @@ from sec.core.transitions import NODE_TRANSITIONS, SAGA_ACCEPTS, SETTLED, Course
 _MISSING = object()
 
 
-class Tries(Struct, frozen=True):
+class Tries(Struct, frozen=True, gc=False):
     """Calls without an outcome of the phase that a node is in; `last` is the latest of them."""
 
     count: int
@@ -64,7 +64,7 @@ class Tries(Struct, frozen=True):
 NO_TRIES = Tries(0, 0.0)
 
 
-class Mishap(Struct, frozen=True):
+class Mishap(Struct, frozen=True, gc=False):
     """Something that went wrong, and the sequence number of the record that says so."""
 
     sequence: int
@@ -73,7 +73,7 @@ class Mishap(Struct, frozen=True):
     error: Fault
 
 
-class Due(Struct, frozen=True):
+class Due(Struct, frozen=True, gc=False):
     """An instant by the wall clock, in microseconds, and what happens then. None: a timer has waited long enough."""
 
     us: int

@@ -25,7 +25,7 @@ _TOO_LARGE = ("larger than max", "exceeds maximum size")
 that."""
 
 
-class Call(Struct, frozen=True):
+class Call(Struct, frozen=True, gc=False):
     """A do or an undo. `inputs` are the outputs that the node reads, by the names it gave them; `output` is the do's, for an undo that knows it.
     `timeout_s` bounds the call."""
 
@@ -47,29 +47,29 @@ class Call(Struct, frozen=True):
     traceparent: str = ""
 
 
-class Answered(Struct, frozen=True):
+class Answered(Struct, frozen=True, gc=False):
     """The action server answered: an output or a fault to a do; None (the effect is gone) or a fault to an undo."""
 
     result: Payload | Fault | None
 
 
-class Unanswered(Struct, frozen=True):
+class Unanswered(Struct, frozen=True, gc=False):
     """The call says nothing about the effect."""
 
     error: Fault
 
 
-class StaleEpoch(Struct, frozen=True):
+class StaleEpoch(Struct, frozen=True, gc=False):
     """The action server has seen a higher epoch for this saga, and had no effect."""
 
     message: str
 
 
-class NotOffered(Struct, frozen=True):
+class NotOffered(Struct, frozen=True, gc=False):
     """The action server does not offer the action, and had no effect."""
 
 
-class Busy(Struct, frozen=True):
+class Busy(Struct, frozen=True, gc=False):
     """The action server has no room for the call now, and has not begun with it."""
 
 

@@ -152,6 +152,25 @@ class _InFlight(Struct):
 class SagaDriver:
     """Drives one saga. `post` events; it calls the `Host` back."""
 
+    __slots__ = (
+        "_alarm",
+        "_append_ended",
+        "_appending",
+        "_deciding_since",
+        "_host",
+        "_in_flight",
+        "_inbox",
+        "_inbox_since",
+        "_loop",
+        "_quiet_since",
+        "_stepping",
+        "_wake_at_us",
+        "closed",
+        "epoch",
+        "head",
+        "state",
+    )
+
     def __init__(self, head: SagaHead, state: SagaState, epoch: Epoch, host: Host) -> None:
         self.head = head
         self.state = state

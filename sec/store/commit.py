@@ -19,7 +19,7 @@ IN_FLIGHT = 4
 """Transactions under way at once: enough to keep etcd's disk busy; more only make each of them smaller."""
 
 
-class _Waiting(Struct):
+class _Waiting(Struct, gc=False):
     saga_id: str
     txn: Txn
     size: int

@@ -20,7 +20,7 @@ RETRY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Change(Struct, frozen=True):
+class Change(Struct, frozen=True, gc=False):
     """What became of a key. `new` None: it is gone."""
 
     key: bytes

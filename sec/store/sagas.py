@@ -75,7 +75,7 @@ def _always() -> bool:
     return True
 
 
-class SagaHead(Struct, frozen=True):
+class SagaHead(Struct, frozen=True, gc=False):
     """What a saga was submitted with."""
 
     saga_id: SagaId
@@ -90,21 +90,21 @@ class SagaHead(Struct, frozen=True):
     """The trace context of the submit, as W3C has it; empty when it had none."""
 
 
-class Ownership(Struct, frozen=True):
+class Ownership(Struct, frozen=True, gc=False):
     """Who takes a saga: an SEC node, by its session's lease."""
 
     sec_node: SecNodeName
     lease: LeaseId
 
 
-class Submitted(Struct, frozen=True):
+class Submitted(Struct, frozen=True, gc=False):
     """`created` False: the same saga was there before. `epoch` is set when it was created with an owner."""
 
     created: bool
     epoch: Epoch | None
 
 
-class StoredSaga(Struct, frozen=True):
+class StoredSaga(Struct, frozen=True, gc=False):
     """A saga as the store has it at one revision. `owner` is empty when nobody owns it. `problem` is set when it cannot be read;
     the entries are then those before the damage."""
 
@@ -119,7 +119,7 @@ class StoredSaga(Struct, frozen=True):
     """The revision at which it was submitted: another saga under the same id, after this one was removed, has another. None: that is missing."""
 
 
-class Claimed(Struct, frozen=True):
+class Claimed(Struct, frozen=True, gc=False):
     """A saga that is ours from `epoch` on."""
 
     epoch: Epoch
