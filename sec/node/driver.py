@@ -156,7 +156,6 @@ class SagaDriver:
         "_alarm",
         "_append_ended",
         "_appending",
-        "_deciding_since",
         "_host",
         "_in_flight",
         "_inbox",
@@ -169,6 +168,7 @@ class SagaDriver:
         "epoch",
         "head",
         "state",
+        "step_since",
     )
 
     def __init__(self, head: SagaHead, state: SagaState, epoch: Epoch, host: Host) -> None:
@@ -179,7 +179,8 @@ class SagaDriver:
         self._host = host
         self._inbox: list[Event] = []
         self._inbox_since = 0.0
-        self._deciding_since: float | None = None
+        self.step_since: float | None = None
+        """When the oldest event came of which what follows is not written yet, by the event loop's clock. None: there is none."""
         self._stepping = False
         """A step is due or under way."""
         self._appending = False
@@ -203,6 +204,7 @@ class SagaDriver:
             self._inbox_since = self._loop.time()
         self._inbox.append(event)
         if not self._stepping:
+            self.step_since = self._inbox_since
             self._stepping = True
             self._loop.call_soon(self._in_a_step, self._take_steps)
 
@@ -211,13 +213,6 @@ class SagaDriver:
         self._call_what_waits()
         if self.state.startable:
             self.post(Begin())
-
-    @property
-    def step_since(self) -> float | None:
-        """When the oldest event came of which what follows is not written yet, by the event loop's clock. None: there is none."""
-        if self._deciding_since is not None:
-            return self._deciding_since
-        return self._inbox_since if self._inbox else None
 
     @property
     def idle_since(self) -> float | None:
@@ -233,9 +228,10 @@ class SagaDriver:
         """Takes a step if one is due that no event has brought about: an offer or an alarm was missed, or the wall clock was set."""
         if self.closed or self._stepping:
             return
-        self._call_what_waits()
-        due = 0 < self._wake_at_us <= self._host.now_us()
-        if due or self._could_start():
+        if self._in_flight:
+            self._call_what_waits()
+        due = self._wake_at_us and self._wake_at_us <= self._host.now_us()
+        if due or (self.state.startable and self._could_start()):
             self.post(Begin())
 
     def _call_what_waits(self) -> None:
@@ -268,7 +264,7 @@ class SagaDriver:
     def _take_steps(self) -> None:
         """Decides and carries out until the inbox is empty or records have to be written first."""
         while self._inbox and not self.closed:
-            self._deciding_since = self._inbox_since
+            self.step_since = self._inbox_since
             count = self._host.at_most(self._inbox)
             events, self._inbox = self._inbox[:count], self._inbox[count:]
             ready = decide(self.state, events, self._host.offered, self._host.now_us())
@@ -327,7 +323,7 @@ class SagaDriver:
     def _rest(self) -> None:
         """No step is under way."""
         self._stepping = False
-        self._deciding_since = None
+        self.step_since = None
         self._quiet_since = self._loop.time()
 
     def _broken(self, what: str, error: BaseException) -> None:
