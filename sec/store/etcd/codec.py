@@ -1,6 +1,6 @@
 """The port's values to etcd's messages and back. No I/O, no decisions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
 from aetcd import rpc
@@ -155,6 +155,15 @@ def key_value(kv: Any) -> KeyValue:
     return KeyValue(kv.key, kv.value, Revision(kv.create_revision), Revision(kv.mod_revision), kv.version, LeaseId(kv.lease))
 
 
-def event(message: Any) -> Event:
-    kind = EventKind.DELETE if message.type == rpc.Event.DELETE else EventKind.PUT
-    return Event(kind, key_value(message.kv), key_value(message.prev_kv) if message.HasField("prev_kv") else None)
+def events(messages: Iterable[Any], at_least: int) -> tuple[Event, ...]:
+    """The changes of a watch from this revision on."""
+    found = []
+    for message in messages:
+        kv = message.kv
+        if kv.mod_revision >= at_least:
+            kind = EventKind.DELETE if message.type == _DELETED else EventKind.PUT
+            found.append(Event(kind, key_value(kv), key_value(message.prev_kv) if message.HasField("prev_kv") else None))
+    return tuple(found)
+
+
+_DELETED = rpc.Event.DELETE
