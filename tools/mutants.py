@@ -136,8 +136,8 @@ MUTANTS = [
     Mutant(
         "nobody has to confirm",
         "sec/core/state.py",
-        "for n in self.graph.nodes if n.needs_confirmation)",
-        "for n in self.graph.nodes if False)",
+        "if self.graph.confirmed:",
+        "if False:",
     ),
     Mutant(
         "an injected error is never used up",

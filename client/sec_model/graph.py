@@ -129,9 +129,15 @@ class Graph:
     points_of_no_return: tuple[int, ...] = ()
     parent_counts: tuple[int, ...] = field(init=False)
     """Of each node."""
+    roots: tuple[int, ...] = field(init=False)
+    """Nodes without parents."""
+    confirmed: tuple[int, ...] = field(init=False)
+    """Nodes before which the saga pauses."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parent_counts", tuple(len(node.parents) for node in self.nodes))
+        object.__setattr__(self, "roots", tuple(node.index for node in self.nodes if not node.parents))
+        object.__setattr__(self, "confirmed", tuple(node.index for node in self.nodes if node.needs_confirmation))
 
     def index_of(self, path: str) -> int:
         """The number of the node with this full path. Raises `KeyError`."""

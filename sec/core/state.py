@@ -192,8 +192,9 @@ class SagaState:
                 self._set("uid", uid)
                 self._set("definition_hash", definition_hash)
                 self._set("deadline", deadline)
-                confirmed_first = frozenset((NodePath(n.path), False) for n in self.graph.nodes if n.needs_confirmation)
-                self._set("controls", Controls(breakpoints=confirmed_first) if confirmed_first else NO_CONTROLS)
+                if self.graph.confirmed:
+                    confirmed_first = frozenset((NodePath(self.graph.nodes[i].path), False) for i in self.graph.confirmed)
+                    self._set("controls", Controls(breakpoints=confirmed_first))
                 self._set("course", Course.CREATED)
             case StartRequested(due_us):
                 if (due_us != 0) != (self.deadline is not None):
@@ -201,9 +202,8 @@ class SagaState:
                 self._set("course", Course.RUNNING)
                 if self.deadline is not None:
                     self._put(self.dues, NodePath(""), Due(due_us, self.deadline.then))
-                for node in self.graph.nodes:
-                    if not node.parents:
-                        self._all_parents_succeeded(node)
+                for index in self.graph.roots:
+                    self._all_parents_succeeded(self.graph.nodes[index])
             case OwnerChanged(epoch, sec_node):
                 if epoch <= self.epoch:
                     raise self._illegal(record, f"the epoch before it is {self.epoch}")
