@@ -47,6 +47,8 @@ MAX_SLEEP_S = 3600.0
 MIN_TIMEOUT_S = 0.001
 """Of a call that is made in the last moment before a deadline."""
 
+_ENDS_OF_DISPATCHES = (DoAnswered, UndoAnswered, AnswerMissing, NotWaitedFor)
+
 BUSY_PAUSE_S = 0.05
 MAX_BUSY_PAUSE_S = 2.0
 """Between calls of action servers that are too busy. They do not count as attempts, so that a rush of sagas does not make them fail."""
@@ -357,7 +359,7 @@ class SagaDriver:
     def _forget_answered(self, events: list[Event]) -> None:
         """A node's dispatch is over when what came of it is in the log: until then the node must not be dispatched again."""
         for event in events:
-            if isinstance(event, DoAnswered | UndoAnswered | AnswerMissing | NotWaitedFor):
+            if isinstance(event, _ENDS_OF_DISPATCHES):
                 self._in_flight.pop(self.state.graph.index_of(event.node), None)
 
     def _run_effect(self, effect: Effect) -> None:
