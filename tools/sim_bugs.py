@@ -38,7 +38,7 @@ BUGS = [
         "a write whose answer was lost is taken as done",
         "sec/store/commit.py",
         "        except KvError as error:\n            _fail(bundle, error)\n",
-        "        except KvError:\n            done = TxnResult(True, 0, ())\n            [w.answer.set_result(done) for w in bundle if not w.answer.done()]\n",
+        "        except KvError:\n            done = TxnResult(True, 0, ())\n            [w.take(done) for w in bundle]\n",
     ),
     Mutant(
         "a claim takes a saga that has an owner",

@@ -5,7 +5,10 @@ transaction succeeds or fails by its own compares: one fenced saga does not fail
 """
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 from msgspec import Struct
 
@@ -19,13 +22,16 @@ IN_FLIGHT = 4
 """Transactions under way at once: enough to keep etcd's disk busy; more only make each of them smaller."""
 
 
+_log = logging.getLogger(__name__)
+
+
 class _Waiting(Struct, gc=False):
     saga_id: str
     txn: Txn
     size: int
     ops: int
     since: float
-    answer: "asyncio.Future[TxnResult]"
+    take: Callable[[TxnResult | BaseException], None]
 
 
 class GroupCommit:
@@ -67,14 +73,18 @@ class GroupCommit:
 
         The future raises what `Kv.txn` raises. When it is cancelled the transaction may still be carried out.
         """
+        answer: asyncio.Future[TxnResult] = self._loop.create_future()
+        self.send(saga_id, txn, partial(_settle, answer))
+        return answer
+
+    def send(self, saga_id: str, txn: Txn, take: Callable[[TxnResult | BaseException], None]) -> None:
+        """The same for who does not wait: `take` gets the result later, or what the future would have raised."""
         ops = max(len(txn.compares), len(txn.then), len(txn.otherwise))
         assert ops <= MAX_OPS_PER_SAGA
-        answer: asyncio.Future[TxnResult] = self._loop.create_future()
         size = _size(txn)
-        self._waiting.append(_Waiting(saga_id, txn, size, ops, self._loop.time(), answer))
+        self._waiting.append(_Waiting(saga_id, txn, size, ops, self._loop.time(), take))
         self.waiting_bytes += size
         self._schedule()
-        return answer
 
     async def close(self) -> None:
         """Waits for what is in flight. Call it when nobody commits any more."""
@@ -137,18 +147,32 @@ class GroupCommit:
         else:
             for waiting, answer in zip(bundle, result.results, strict=True):
                 assert isinstance(answer, TxnResult)
-                if not waiting.answer.done():
-                    waiting.answer.set_result(answer)
+                _tell(waiting, answer)
 
 
 def _fail(bundle: list[_Waiting], error: BaseException) -> None:
     for waiting in bundle:
-        if waiting.answer.done():
-            continue
-        if isinstance(error, Exception):
-            waiting.answer.set_exception(error)
-        else:
-            waiting.answer.cancel()
+        _tell(waiting, error)
+
+
+def _tell(waiting: _Waiting, result: TxnResult | BaseException) -> None:
+    try:
+        waiting.take(result)
+    except Exception:
+        _log.exception(
+            "A fault of ours after a write of saga %s, which the other writes beside it must not suffer from.", waiting.saga_id
+        )
+
+
+def _settle(answer: "asyncio.Future[TxnResult]", result: TxnResult | BaseException) -> None:
+    if answer.done():
+        return  # nobody waits any more
+    if isinstance(result, TxnResult):
+        answer.set_result(result)
+    elif isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.cancel()
 
 
 def _size(txn: Txn) -> int:

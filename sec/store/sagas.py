@@ -259,8 +259,7 @@ class SagaStore:
         if not ended:
             then += [Delete(keys.command(saga_id, command_id)) for command_id in commands]
         txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)
-        answer = self._commits.commit(saga_id, txn)
-        answer.add_done_callback(partial(self._appended, saga_id, epoch, txn, give_up, wanted, written))
+        self._commits.send(saga_id, txn, partial(self._appended, saga_id, epoch, txn, give_up, wanted, written))
 
     def _appended(
         self,
@@ -270,18 +269,20 @@ class SagaStore:
         give_up: GiveUp,
         wanted: Wanted,
         written: Written,
-        answer: "asyncio.Future[TxnResult]",
+        result: TxnResult | BaseException,
     ) -> None:
         """By a callback, and a task only where there is more to it: every step of every saga comes by here."""
-        if answer.cancelled():
+        if isinstance(result, TxnResult):
+            if result.succeeded:
+                written(None)
+                return
+        elif not isinstance(result, Exception):
             return  # the event loop stops
-        if answer.exception() is None and answer.result().succeeded:
-            written(None)
-            return
+        first = result
 
         async def look_into() -> None:
             try:
-                await self._look_into_append(saga_id, epoch, txn, give_up, wanted, answer)
+                await self._look_into_append(saga_id, epoch, txn, give_up, wanted, first)
             except (KvError, Fenced) as error:
                 written(error)
             else:
@@ -292,10 +293,10 @@ class SagaStore:
         task.add_done_callback(self._looking.discard)
 
     async def _look_into_append(
-        self, saga_id: SagaId, epoch: Epoch, txn: Txn, give_up: GiveUp, wanted: Wanted, answer: "asyncio.Future[TxnResult]"
+        self, saga_id: SagaId, epoch: Epoch, txn: Txn, give_up: GiveUp, wanted: Wanted, first: TxnResult | Exception
     ) -> None:
         """Returns when the records are durable after all. Raises `Fenced`, or `KvError` when they were given up."""
-        if (await self._commit(saga_id, txn, give_up, wanted, first=answer)).succeeded:
+        if (await self._commit(saga_id, txn, give_up, wanted, first)).succeeded:
             return
         put = txn.then[0]
         assert isinstance(put, Put)
@@ -475,16 +476,18 @@ class SagaStore:
         txn: Txn,
         give_up: GiveUp,
         wanted: Wanted = _never,
-        first: "asyncio.Future[TxnResult] | None" = None,
+        first: TxnResult | Exception | None = None,
     ) -> TxnResult:
         """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module. `first` is
-        the answer of a try that was made already."""
+        what came of a try that was made already."""
 
         def again(error: BaseException) -> bool:
             return isinstance(error, KvUnavailable | Indeterminate) or (isinstance(error, KvRefused) and wanted())
 
         try:
-            return await (first or self._commits.commit(saga_id, txn))
+            if isinstance(first, Exception):
+                raise first
+            return first or await self._commits.commit(saga_id, txn)
         except KvError as error:
             if not again(error):
                 raise
