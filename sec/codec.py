@@ -61,14 +61,17 @@ def record_to_proto(record: Record) -> records_pb2.Record:
 def _fill(message: records_pb2.Record, record: Record) -> None:
     """Writes a record into an empty message. In place, those of which there are most first: every step of a saga comes by here."""
     match record:
-        case Started(node, due_us):
-            message.started.node = node
-            message.started.due_us = due_us
-        case Succeeded(node, output):
-            succeeded = message.succeeded
-            succeeded.node = node
-            succeeded.output.content_type = output.content_type
-            succeeded.output.data = output.data
+        case Started():
+            started = message.started
+            started.node = record.node
+            if record.due_us:
+                started.due_us = record.due_us
+        case Succeeded():
+            succeeded, output = message.succeeded, record.output
+            succeeded.node = record.node
+            payload = succeeded.output
+            payload.content_type = output.content_type
+            payload.data = output.data
         case Created(uid, definition_hash, deadline):
             message.created.uid = uid
             message.created.definition_hash = definition_hash

@@ -20,9 +20,9 @@ from sec.node.settings import Settings
 from sec.store.etcd import EtcdConfig, EtcdKv, known_defect
 from sec.store.kv import KvError
 
-GC_THRESHOLDS = (20_000, 20, 50)
+GC_THRESHOLDS = (100_000, 20, 50)
 """Of Python's cyclic garbage collector. What a node makes and drops all the time has no cycles, and looking for some in it, at Python's own
-thresholds, takes a fifth of the time of a busy node. The little garbage with cycles (of exceptions, most of it) waits longer."""
+thresholds, takes a fifth of the time of a busy node. The little garbage with cycles (of exceptions and calls, most of it) waits longer, some megabytes of it."""
 
 _log = logging.getLogger(__name__)
 

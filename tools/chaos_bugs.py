@@ -35,9 +35,10 @@ BUGS = [
         Mutant(
             "effects run before their records are durable",
             "sec/node/driver.py",
-            '                    failpoints.reach("before_commit")\n',
-            "                    for effect in ready.effects:\n                        if isinstance(effect, Dispatch):\n"
-            '                            self._run_effect(effect)\n                    await asyncio.sleep(0.02)\n                    failpoints.reach("before_commit")\n',
+            "                self._host.append(self, ready, partial(self._append_has_ended, events, ready))\n",
+            "                for effect in ready.effects:\n                    if isinstance(effect, Dispatch):\n                        self._run_effect(effect)\n"
+            "                written = partial(self._append_has_ended, events, ready)\n"
+            "                self._loop.call_later(0.02, self._host.append, self, ready, written)\n",
         ),
         "kill,failpoint,partition,oneway",
     ),

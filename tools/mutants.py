@@ -136,8 +136,8 @@ MUTANTS = [
     Mutant(
         "nobody has to confirm",
         "sec/core/state.py",
-        "for n in self.graph.nodes if n.needs_confirmation)",
-        "for n in self.graph.nodes if False)",
+        "if self.graph.confirmed:",
+        "if False:",
     ),
     Mutant(
         "an injected error is never used up",
@@ -247,8 +247,8 @@ MUTANTS = [
     Mutant(
         "nothing is needed to undo what has an undo action",
         "client/sec_model/graph.py",
-        "return self.action is None or self.action.undo is UndoPolicy.NONE_NEEDED",
-        "return True",
+        '("needs_no_undo", undo is None or undo is UndoPolicy.NONE_NEEDED)',
+        '("needs_no_undo", True)',
     ),
 ]
 

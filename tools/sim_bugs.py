@@ -38,7 +38,7 @@ BUGS = [
         "a write whose answer was lost is taken as done",
         "sec/store/commit.py",
         "        except KvError as error:\n            _fail(bundle, error)\n",
-        "        except KvError:\n            done = TxnResult(True, 0, ())\n            [w.answer.set_result(done) for w in bundle if not w.answer.done()]\n",
+        "        except KvError:\n            done = TxnResult(True, 0, ())\n            [w.take(done) for w in bundle]\n",
     ),
     Mutant(
         "a claim takes a saga that has an owner",
@@ -55,9 +55,9 @@ BUGS = [
     Mutant(
         "effects run before their records are durable",
         "sec/node/driver.py",
-        '                if ready.records:\n                    failpoints.reach("before_commit")\n',
-        "                early = [e for e in ready.effects if isinstance(e, Dispatch)]\n                for effect in early:\n                    self._run_effect(effect)\n"
-        '                if ready.records:\n                    await asyncio.sleep(0)\n                    failpoints.reach("before_commit")\n',
+        '            if ready.records:\n                failpoints.reach("before_commit")\n',
+        "            early = [e for e in ready.effects if isinstance(e, Dispatch)]\n            for effect in early:\n                self._run_effect(effect)\n"
+        '            if ready.records:\n                failpoints.reach("before_commit")\n',
     ),
     Mutant(
         "the session's deadline counts from after the renewal",
@@ -99,15 +99,15 @@ BUGS = [
         "an append that was fenced is tried again without the fence",
         "sec/store/sagas.py",
         "        present = _only(result.results[0])\n        if present is not None and present.value == batch:",
-        "        again = await self._commit(saga_id, Txn([absent(log_key)], then), give_up, wanted)\n        if again.succeeded:\n            return\n"
+        "        again = await self._commit(saga_id, Txn([absent(log_key)], txn.then), give_up, wanted)\n        if again.succeeded:\n            return\n"
         "        present = _only(result.results[0])\n        if present is not None and present.value == batch:",
     ),
     Mutant(
         "an owner that was fenced goes on with the epoch of the next one",
         "sec/store/sagas.py",
         '        raise Fenced(\n            f\'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(result.results[1])}.\'\n',
-        "        now = _only(result.results[1])\n        if now is not None and present is None:\n            return await self.append(saga_id, Epoch(now.create_revision), first_sequence, records, summary=summary, "
-        "ended=ended, give_up=give_up, commands=commands)\n"
+        "        now = _only(result.results[1])\n        if now is not None and present is None:\n            taken = self._owned(saga_id, Epoch(now.create_revision))\n"
+        "            await self._commit(saga_id, Txn([taken, absent(log_key)], txn.then), give_up, wanted)\n            return\n"
         '        raise Fenced(\n            f\'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}: {_owner_text(result.results[1])}.\'\n',
     ),
     Mutant(

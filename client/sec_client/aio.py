@@ -17,8 +17,7 @@ from typing import Any, Self
 
 import grpc.aio
 from sec_model import Deadline, Definition, Saga
-from sec_model.builder import Seconds, deadline_of
-from sec_model.codec import deadline_to_proto, definition_to_proto
+from sec_model.builder import Seconds
 from sec_model.commands import Command, NodePath, Signal
 from sec_model.commands_codec import command_to_proto
 from sec_protos.v1 import coordinator_pb2 as pb
@@ -27,8 +26,8 @@ from sec_client import decode
 from sec_client.errors import SagaError, SagaNotFound, WaitTimeout, WrongState, damaged_log, from_rpc_error
 from sec_client.ids import new_saga_id
 from sec_client.payloads import encode
-from sec_client.submissions import Submission, checked, params_to_proto, submit_many
-from sec_client.tracing import current_metadata
+from sec_client.submissions import Submission, submit_many
+from sec_client.together import Submits
 from sec_client.transport import DEFAULT_TIMEOUT_S, Cluster, Metadata, Pause, Tls, worth_repeating
 from sec_client.views import (
     LogRecord,
@@ -63,7 +62,11 @@ class Client:
         metadata: Mapping[str, str] | Metadata = (),
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
-        self._cluster = Cluster(addresses, tls=tls, metadata=metadata, timeout_s=timeout_s)
+        self._talk_to(Cluster(addresses, tls=tls, metadata=metadata, timeout_s=timeout_s))
+
+    def _talk_to(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._submits = Submits(cluster)
 
     async def __aenter__(self) -> Self:
         return self
@@ -91,20 +94,10 @@ class Client:
         Without a `saga_id` one is drawn here, so that the call can be repeated without making a second saga. The same id with the same
         content answers the existing saga. `params` is a JSON value, bytes or a `Payload`. With `require_actions` an action that no
         action server offers now is an error and not a warning. A saga that has not ended when its `deadline` (seconds or a time from its start)
-        has passed unwinds, or, if the `Deadline` says so, is paused. Where OpenTelemetry is installed, the saga belongs to the trace of the caller. Raises `InvalidDefinition`, `SagaExists`, `ActionNotOffered`, `TooLarge`, `InvalidArgument`.
+        has passed unwinds, or, if the `Deadline` says so, is paused. Submits that are made in one turn of the event loop share a call. Where OpenTelemetry is installed, the saga belongs to the trace of the caller. Raises `InvalidDefinition`, `SagaExists`, `ActionNotOffered`, `TooLarge`, `InvalidArgument`.
         """
-        saga_id = saga_id or new_saga_id()
-        message = pb.SubmitSagaRequest(
-            saga_id=saga_id,
-            definition=definition_to_proto(checked(definition)),
-            params=params_to_proto(params),
-            labels=dict(labels or {}),
-            start_later=not start,
-            require_actions=require_actions,
-            deadline=deadline_to_proto(deadline_of(deadline)),
-        )
-        answer = await self._cluster.call(lambda stub: stub.SubmitSaga, message, saga_id=saga_id, metadata=current_metadata())
-        return SubmitResult(answer.saga_id or saga_id, answer.created, tuple(answer.warnings))
+        submission = Submission(definition, params, saga_id, labels, deadline)
+        return await self._submits.submit(submission, start=start, require_actions=require_actions)
 
     async def submit_many(
         self, submissions: Iterable[Submission], *, start: bool = True, require_actions: bool = False

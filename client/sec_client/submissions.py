@@ -1,4 +1,4 @@
-"""Submitting many sagas: how they are sent together, and what becomes of each."""
+"""Submitting sagas: how many are sent together, and what becomes of each."""
 
 import asyncio
 import copy
@@ -47,7 +47,7 @@ class Submission:
 
 
 @dataclass(slots=True)
-class _Sent:
+class Sent:
     """One of them on its way. `saga.definition` is filled in for each call anew."""
 
     saga: pb.SagaSubmission
@@ -80,15 +80,9 @@ async def submit_many(
     cluster: Cluster, submissions: Iterable[Submission], *, start: bool, require_actions: bool
 ) -> Sequence[SubmitResult | SagaError]:
     """See `sec_client.aio.Client.submit_many`."""
-    terms = pb.SubmitSagasRequest(start_later=not start, require_actions=require_actions)
-    sent = _encoded(submissions)
-    lost: SagaError | None = None
-    for part in _parts([each for each in sent if each.result is None]):
-        if lost is None:
-            lost = await _submit_part(cluster, part, terms)
-        else:
-            for each in part:
-                each.result = _of(lost, each, sent=False)
+    definitions = Definitions()
+    sent = [definitions.encode(each) for each in submissions]
+    await send_many(cluster, sent, pb.SubmitSagasRequest(start_later=not start, require_actions=require_actions))
     results = []
     for each in sent:
         assert each.result is not None
@@ -96,28 +90,57 @@ async def submit_many(
     return results
 
 
-def _encoded(submissions: Iterable[Submission]) -> list[_Sent]:
-    """What is to be sent. A definition is checked once, however many sagas share it."""
-    known: dict[int, tuple[Definition | Saga, definition_pb2.SagaDefinition | InvalidDefinition]] = {}
-    equal: dict[bytes, definition_pb2.SagaDefinition] = {}
-    sent = []
-    for each in submissions:
-        if id(each.definition) not in known:
-            known[id(each.definition)] = each.definition, _definition(each.definition, equal)  # kept, so that no other has its id
-        definition = known[id(each.definition)][1]
+async def send_many(cluster: Cluster, sent: Sequence[Sent], terms: pb.SubmitSagasRequest) -> None:
+    """Gives each a result that has none."""
+    lost: SagaError | None = None
+    for part in _parts([each for each in sent if each.result is None]):
+        if lost is None:
+            lost = await _submit_part(cluster, part, terms)
+        else:
+            for each in part:
+                each.result = _of(lost, each, sent=False)
+
+
+async def send_one(cluster: Cluster, sent: Sent, terms: pb.SubmitSagasRequest) -> SubmitResult:
+    """By a call of its own. Raises `SagaError`."""
+    saga = sent.saga
+    message = pb.SubmitSagaRequest(
+        saga_id=saga.saga_id,
+        definition=sent.definition,
+        params=saga.params,
+        labels=saga.labels,
+        deadline=saga.deadline if saga.HasField("deadline") else None,
+        start_later=terms.start_later,
+        require_actions=terms.require_actions,
+    )
+    answer = await cluster.call(lambda stub: stub.SubmitSaga, message, saga_id=saga.saga_id, metadata=current_metadata())
+    return _submitted(answer, sent)
+
+
+class Definitions:
+    """The definitions of sagas that are sent together. Each is checked once, however many sagas share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Definition | Saga, definition_pb2.SagaDefinition | InvalidDefinition]] = {}
+        self._equal: dict[bytes, definition_pb2.SagaDefinition] = {}
+
+    def encode(self, submission: Submission) -> Sent:
+        """What is to be sent. It has a result already when its definition is not valid. Raises `TypeError` and `ValueError`."""
+        known, given = self._known, submission.definition
+        if id(given) not in known:
+            known[id(given)] = given, _definition(given, self._equal)  # kept, so that no other has its id
+        definition = known[id(given)][1]
         saga = pb.SagaSubmission(
-            saga_id=each.saga_id or new_saga_id(),
-            params=params_to_proto(each.params),
-            labels=each.labels or {},
-            deadline=deadline_to_proto(deadline_of(each.deadline)),
+            saga_id=submission.saga_id or new_saga_id(),
+            params=params_to_proto(submission.params),
+            labels=submission.labels or {},
+            deadline=deadline_to_proto(deadline_of(submission.deadline)),
         )
         if isinstance(definition, InvalidDefinition):
             refused = copy.copy(definition)
             refused.saga_id = saga.saga_id
-            sent.append(_Sent(saga, definition_pb2.SagaDefinition(), 0, refused))
-        else:
-            sent.append(_Sent(saga, definition, saga.ByteSize()))
-    return sent
+            return Sent(saga, definition_pb2.SagaDefinition(), 0, refused)
+        return Sent(saga, definition, saga.ByteSize())
 
 
 def _definition(
@@ -130,9 +153,9 @@ def _definition(
     return equal.setdefault(message.SerializeToString(deterministic=True), message)
 
 
-def _parts(sent: Sequence[_Sent]) -> Iterator[list[_Sent]]:
+def _parts(sent: Sequence[Sent]) -> Iterator[list[Sent]]:
     """As many at a time as go into one call."""
-    part: list[_Sent] = []
+    part: list[Sent] = []
     definitions: set[int] = set()
     size = 0
     for each in sent:
@@ -149,7 +172,7 @@ def _parts(sent: Sequence[_Sent]) -> Iterator[list[_Sent]]:
         yield part
 
 
-async def _submit_part(cluster: Cluster, part: list[_Sent], terms: pb.SubmitSagasRequest) -> SagaError | None:
+async def _submit_part(cluster: Cluster, part: list[Sent], terms: pb.SubmitSagasRequest) -> SagaError | None:
     """Gives each a result. Answers the error for which it is no use to send more."""
     end = time.monotonic() + cluster.timeout_s
     pause, waiting = Pause(), part
@@ -186,7 +209,7 @@ async def _submit_part(cluster: Cluster, part: list[_Sent], terms: pb.SubmitSaga
         await asyncio.sleep(pause_s)
 
 
-async def _submit_singly(cluster: Cluster, waiting: Iterable[_Sent], terms: pb.SubmitSagasRequest) -> SagaError | None:
+async def _submit_singly(cluster: Cluster, waiting: Iterable[Sent], terms: pb.SubmitSagasRequest) -> SagaError | None:
     """For an SEC node that does not know `SubmitSagas`."""
     left = iter(waiting)
     lost: SagaError | None = None
@@ -197,21 +220,8 @@ async def _submit_singly(cluster: Cluster, waiting: Iterable[_Sent], terms: pb.S
             if lost is not None:
                 each.result = _of(lost, each, sent=False)
                 continue
-            saga = each.saga
-            message = pb.SubmitSagaRequest(
-                saga_id=saga.saga_id,
-                definition=each.definition,
-                params=saga.params,
-                labels=saga.labels,
-                deadline=saga.deadline if saga.HasField("deadline") else None,
-                start_later=terms.start_later,
-                require_actions=terms.require_actions,
-            )
             try:
-                answer = await cluster.call(
-                    lambda stub: stub.SubmitSaga, message, saga_id=saga.saga_id, metadata=current_metadata()
-                )
-                each.result = _submitted(answer, each)
+                each.result = await send_one(cluster, each, terms)
             except SagaError as error:
                 each.result = error
                 if isinstance(error, ClusterUnavailable | Overloaded):
@@ -221,7 +231,7 @@ async def _submit_singly(cluster: Cluster, waiting: Iterable[_Sent], terms: pb.S
     return lost
 
 
-def _message(waiting: Iterable[_Sent], terms: pb.SubmitSagasRequest) -> pb.SubmitSagasRequest:
+def _message(waiting: Iterable[Sent], terms: pb.SubmitSagasRequest) -> pb.SubmitSagasRequest:
     message = pb.SubmitSagasRequest()
     message.CopyFrom(terms)
     indexes: dict[int, int] = {}
@@ -234,7 +244,7 @@ def _message(waiting: Iterable[_Sent], terms: pb.SubmitSagasRequest) -> pb.Submi
     return message
 
 
-def _result(each: _Sent, result: pb.SubmissionResult) -> SubmitResult | SagaError:
+def _result(each: Sent, result: pb.SubmissionResult) -> SubmitResult | SagaError:
     match result.WhichOneof("result"):
         case "submitted":
             return _submitted(result.submitted, each)
@@ -246,11 +256,11 @@ def _result(each: _Sent, result: pb.SubmissionResult) -> SubmitResult | SagaErro
             return SagaError(message, code="no_answer", saga_id=each.saga.saga_id, retryable=True, definite=False)
 
 
-def _submitted(answer: pb.SubmitSagaResponse, each: _Sent) -> SubmitResult:
+def _submitted(answer: pb.SubmitSagaResponse, each: Sent) -> SubmitResult:
     return SubmitResult(answer.saga_id or each.saga.saga_id, answer.created, tuple(answer.warnings))
 
 
-def _of(error: SagaError, each: _Sent, *, sent: bool = True) -> SagaError:
+def _of(error: SagaError, each: Sent, *, sent: bool = True) -> SagaError:
     """The error of a whole call as that of one of its sagas."""
     ours = copy.copy(error)
     ours.saga_id = each.saga.saga_id

@@ -22,7 +22,7 @@ class DefinitionError(ValueError):
         self.problems = problems
 
 
-class Payload(Struct, frozen=True):
+class Payload(Struct, frozen=True, gc=False):
     """Opaque bytes with a media type. The cluster never looks into them. An empty `content_type` means JSON."""
 
     content_type: str = ""

@@ -9,7 +9,7 @@ but for ancestor sets, which are bit sets.
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from sec_model.definition import (
@@ -83,45 +83,38 @@ class GraphNode:
     output_of: int | None = None
     forward_only: bool = False
 
-    @property
-    def instant(self) -> bool:
-        """It is never dispatched and has no records of its own."""
-        return self.kind not in _WITH_RECORDS
+    # What follows from these, found out once: every record of every saga asks.
 
-    @property
-    def waits(self) -> bool:
-        """It has records of its own and is never dispatched: it waits for a signal or an instant."""
-        return self.kind in _WAITING
+    instant: bool = field(init=False)
+    """It is never dispatched and has no records of its own."""
+    waits: bool = field(init=False)
+    """It has records of its own and is never dispatched: it waits for a signal or an instant."""
+    needs_no_undo: bool = field(init=False)
+    """When the saga unwinds there is nothing to take back."""
+    has_undo_action: bool = field(init=False)
+    """When the saga unwinds there is an action to dispatch."""
+    undone_by_hand: bool = field(init=False)
+    """There is no undo action to dispatch: an operator takes the effect back."""
+    needs_confirmation: bool = field(init=False)
+    """The saga pauses before it."""
+    point_of_no_return: bool = field(init=False)
+    """Once it has succeeded the saga only goes forward."""
+    never_given_up: bool = field(init=False)
+    """An unknown outcome is not undone but tried again, for ever."""
 
-    @property
-    def needs_no_undo(self) -> bool:
-        """When the saga unwinds there is nothing to take back."""
-        return self.action is None or self.action.undo is UndoPolicy.NONE_NEEDED
-
-    @property
-    def has_undo_action(self) -> bool:
-        """When the saga unwinds there is an action to dispatch."""
-        return self.action is not None and self.action.undo is UndoPolicy.ACTION
-
-    @property
-    def undone_by_hand(self) -> bool:
-        """There is no undo action to dispatch: an operator takes the effect back."""
-        return self.action is not None and self.action.undo in (UndoPolicy.MANUAL, UndoPolicy.CONFIRM)
-
-    @property
-    def needs_confirmation(self) -> bool:
-        """The saga pauses before it."""
-        return self.action is not None and self.action.undo is UndoPolicy.CONFIRM
-
-    @property
-    def point_of_no_return(self) -> bool:
-        """Once it has succeeded the saga only goes forward."""
-        return self.action is not None and self.action.undo is UndoPolicy.POINT_OF_NO_RETURN
-
-    @property
-    def never_given_up(self) -> bool:
-        """An unknown outcome is not undone but tried again, for ever."""
-        return self.forward_only or self.point_of_no_return
+    def __post_init__(self) -> None:
+        undo = None if self.action is None else self.action.undo
+        for name, follows in (
+            ("instant", self.kind not in _WITH_RECORDS),
+            ("waits", self.kind in _WAITING),
+            ("needs_no_undo", undo is None or undo is UndoPolicy.NONE_NEEDED),
+            ("has_undo_action", undo is UndoPolicy.ACTION),
+            ("undone_by_hand", undo in (UndoPolicy.MANUAL, UndoPolicy.CONFIRM)),
+            ("needs_confirmation", undo is UndoPolicy.CONFIRM),
+            ("point_of_no_return", undo is UndoPolicy.POINT_OF_NO_RETURN),
+            ("never_given_up", self.forward_only or undo is UndoPolicy.POINT_OF_NO_RETURN),
+        ):
+            object.__setattr__(self, name, follows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +127,17 @@ class Graph:
     by_path: dict[str, int]
     """Full path → number, for all that people may name: no subsaga starts."""
     points_of_no_return: tuple[int, ...] = ()
+    parent_counts: tuple[int, ...] = field(init=False)
+    """Of each node."""
+    roots: tuple[int, ...] = field(init=False)
+    """Nodes without parents."""
+    confirmed: tuple[int, ...] = field(init=False)
+    """Nodes before which the saga pauses."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parent_counts", tuple(len(node.parents) for node in self.nodes))
+        object.__setattr__(self, "roots", tuple(node.index for node in self.nodes if not node.parents))
+        object.__setattr__(self, "confirmed", tuple(node.index for node in self.nodes if node.needs_confirmation))
 
     def index_of(self, path: str) -> int:
         """The number of the node with this full path. Raises `KeyError`."""

@@ -122,4 +122,4 @@ class InProcessClient(aio.Client):
     """A client of them."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+        self._talk_to(cluster)

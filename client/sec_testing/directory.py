@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sec.dispatch.calls import Answer, Call
+from sec.dispatch.calls import Call, Pending, Tell, told
 from sec.dispatch.directory import Directory
 from sec.sim.loop import SimProcess
 from sec.store.mirror import Mirror
@@ -28,8 +28,8 @@ class InProcessDirectory(Directory):
             for listener in self._listeners:
                 listener()
 
-    def call(self, call: Call) -> "asyncio.Future[Answer]":
-        return asyncio.get_running_loop().create_task(self._in_process.call(self._sec_node, call))
+    def call(self, call: Call, tell: Tell) -> Pending:
+        return told(asyncio.get_running_loop().create_task(self._in_process.call(self._sec_node, call)), tell)
 
     def cancel(self, idempotency_key: str) -> None:
         self._in_process.cancel(idempotency_key)

@@ -95,3 +95,7 @@ class Controls:
     def settled(self, index: int) -> "Controls":
         """The settings after an outcome: a step with this node is over."""
         return replace(self, stepped=self.stepped - {index}) if index in self.stepped else self
+
+
+NO_CONTROLS = Controls()
+"""Of most sagas. One for all of them."""

@@ -71,18 +71,18 @@ NULL = Payload.json(None)
 # Events
 
 
-class Begin(Struct, frozen=True):
+class Begin(Struct, frozen=True, gc=False):
     """The saga may run on, or something outside changed that it may have waited for."""
 
 
-class TakenOver(Struct, frozen=True):
+class TakenOver(Struct, frozen=True, gc=False):
     """This SEC node owns the saga now, after another one or an earlier session of its own. What is in flight is dispatched again."""
 
     epoch: Epoch
     sec_node: SecNodeName
 
 
-class DoAnswered(Struct, frozen=True):
+class DoAnswered(Struct, frozen=True, gc=False):
     """The action server answered a do: with its output, or with a fault that asserts that there is no effect. `spent_s` and `draw` as in
     `AnswerMissing`."""
 
@@ -92,14 +92,14 @@ class DoAnswered(Struct, frozen=True):
     draw: float = 0.0
 
 
-class UndoAnswered(Struct, frozen=True):
+class UndoAnswered(Struct, frozen=True, gc=False):
     """The action server answered an undo: the effect is gone (None), or cannot be undone for good."""
 
     node: NodePath
     fault: Fault | None
 
 
-class AnswerMissing(Struct, frozen=True):
+class AnswerMissing(Struct, frozen=True, gc=False):
     """A call ended and says nothing about the effect. `spent_s`: for this node and phase in all. `draw`: a random number in [0, 1)."""
 
     node: NodePath
@@ -109,13 +109,13 @@ class AnswerMissing(Struct, frozen=True):
     draw: float
 
 
-class NotWaitedFor(Struct, frozen=True):
+class NotWaitedFor(Struct, frozen=True, gc=False):
     """The answer to `Hurry`: a do that paused between two calls, or waited for an action server, is not going to be called any more."""
 
     node: NodePath
 
 
-class Ordered(Struct, frozen=True):
+class Ordered(Struct, frozen=True, gc=False):
     """A command of an operator. The same one again changes nothing."""
 
     command_id: str
@@ -128,7 +128,7 @@ Event = Begin | TakenOver | DoAnswered | UndoAnswered | AnswerMissing | NotWaite
 # Effects
 
 
-class Dispatch(Struct, frozen=True):
+class Dispatch(Struct, frozen=True, gc=False):
     """Call the action (undo action) of a node after `delay_s`, for at most `timeout_s`. `attempt` counts from 1."""
 
     node: int
@@ -145,14 +145,14 @@ class Dispatch(Struct, frozen=True):
     """Make the call so many times, one after the other, and take the last answer."""
 
 
-class Hurry(Struct, frozen=True):
+class Hurry(Struct, frozen=True, gc=False):
     """The saga is unwinding: a do that pauses between two calls, or waits for an action server, is not waited for any longer. Drop it and
     answer `NotWaitedFor` at once. A call under way is left alone."""
 
     node: int
 
 
-class Withhold(Struct, frozen=True):
+class Withhold(Struct, frozen=True, gc=False):
     """The saga is paused: a call that is not under way is not made. It will be dispatched anew when the pause is over."""
 
     node: int
@@ -188,9 +188,10 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
     with state.rehearsal() as rehearsal:
         for event in events:
             draft.take(event)
-        draft.end_waits()  # before the clock is looked at: what has come is in time
-        draft.look_at_the_clock()
-        draft.end_waits()
+        if state.waiting or state.dues:
+            draft.end_waits()  # before the clock is looked at: what has come is in time
+            draft.look_at_the_clock()
+            draft.end_waits()
         draft.advance(offered)
         wake_at_us = min(due.us for due in state.dues.values()) if state.dues else 0
         effects = tuple(draft.wanted_effects())
@@ -199,6 +200,8 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
 
 class _Draft:
     """The records and effects of one `decide`, while the state rehearses them."""
+
+    __slots__ = ("effects", "now_us", "records", "state", "was_running")
 
     def __init__(self, state: SagaState, now_us: int) -> None:
         self.state = state
@@ -336,7 +339,8 @@ class _Draft:
 
     def _succeed(self, node: NodePath, output: Payload) -> None:
         self._write(Succeeded(node, output))
-        if self.state.course is Course.RUNNING and (node, True) in self.state.controls.breakpoints:
+        breakpoints = self.state.controls.breakpoints
+        if breakpoints and self.state.course is Course.RUNNING and (node, True) in breakpoints:
             self._hit(node, after=True)
 
     def _startable(self) -> list[int]:
@@ -422,12 +426,18 @@ class _Draft:
 
     def wanted_effects(self) -> list[Effect]:
         """The effects without what came later in the same step: the node was answered, dispatched anew, or has expired, or the saga paused."""
-        state = self.state
-        latest: dict[int, Dispatch] = {}
-        for effect in self.effects:
-            if isinstance(effect, Dispatch) and effect.node not in state.expired and state.controls.may_dispatch(effect.node):
-                latest[effect.node] = effect
-        return [e for e in self.effects if e.node in state.in_flight and (not isinstance(e, Dispatch) or latest.get(e.node) is e)]
+        state, wanted = self.state, list[Effect]()
+        dispatched: set[int] = set()
+        for effect in reversed(self.effects):
+            if effect.node not in state.in_flight:
+                continue
+            if isinstance(effect, Dispatch):
+                if effect.node in dispatched or effect.node in state.expired or not state.controls.may_dispatch(effect.node):
+                    continue
+                dispatched.add(effect.node)
+            wanted.append(effect)
+        wanted.reverse()
+        return wanted
 
     def _why_unknown(self, index: int) -> Fault:
         tries = self.state.tries.get(index, NO_TRIES)
@@ -445,9 +455,10 @@ class _Draft:
         phase = self.state.in_flight[index]
         tries = self.state.tries.get(index, NO_TRIES)
         if call is None:
+            call = self._next_call(index, phase, 0, tries.spent_s, 0.0)
+        if call is None:
             # Where no call is left by the policy, a takeover still makes one: only an answer can tell what the last one did.
-            again = NextCall(0.0, self._policy(index, phase).attempt_timeout_s)
-            call = self._next_call(index, phase, 0, tries.spent_s, 0.0) or again
+            call = NextCall(0.0, self._policy(index, phase).attempt_timeout_s)
         key = (self._path(index), phase)
         self.effects.append(
             Dispatch(
@@ -465,6 +476,8 @@ class _Draft:
 
     def _until_us(self, index: int, phase: Phase) -> int:
         """A call does not outlast the deadline of a node that is then given up."""
+        if not self.state.dues:
+            return 0
         due = self.state.dues.get(self._path(index))
         return due.us if phase is Phase.DO and due is not None and due.then is OnDeadline.FAIL else 0
 

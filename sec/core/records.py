@@ -58,7 +58,7 @@ class Outcome(Enum):
     UNDONE = "undone"
 
 
-class Fault(Struct, frozen=True):
+class Fault(Struct, frozen=True, gc=False):
     """An error that a person reads, and a short stable word (`code`) for programs. A long message is cut."""
 
     message: str
@@ -70,41 +70,41 @@ class Fault(Struct, frozen=True):
             force_setattr(self, "message", self.message[:MAX_ERROR_CHARS])
 
 
-class Created(Struct, frozen=True):
+class Created(Struct, frozen=True, gc=False):
     uid: str
     definition_hash: str
     deadline: Deadline | None = None
 
 
-class StartRequested(Struct, frozen=True):
+class StartRequested(Struct, frozen=True, gc=False):
     """`due_us` is when the saga's deadline is; 0: it has none."""
 
     due_us: int = 0
 
 
-class OwnerChanged(Struct, frozen=True):
+class OwnerChanged(Struct, frozen=True, gc=False):
     epoch: Epoch
     sec_node: SecNodeName
 
 
-class Started(Struct, frozen=True):
+class Started(Struct, frozen=True, gc=False):
     """`due_us` is when the node's deadline is, or, of a timer, the instant that it waits for; 0: there is none."""
 
     node: NodePath
     due_us: int = 0
 
 
-class Succeeded(Struct, frozen=True):
+class Succeeded(Struct, frozen=True, gc=False):
     node: NodePath
     output: Payload
 
 
-class Failed(Struct, frozen=True):
+class Failed(Struct, frozen=True, gc=False):
     node: NodePath
     error: Fault
 
 
-class AttemptUnknown(Struct, frozen=True):
+class AttemptUnknown(Struct, frozen=True, gc=False):
     """`attempt` counts from 1; `spent_s` is the time for this node and phase so far, by the owners' monotonic clocks."""
 
     node: NodePath
@@ -114,7 +114,7 @@ class AttemptUnknown(Struct, frozen=True):
     spent_s: float
 
 
-class AttemptFailed(Struct, frozen=True):
+class AttemptFailed(Struct, frozen=True, gc=False):
     """Behind a point of no return. `attempt` and `spent_s` as in `AttemptUnknown`."""
 
     node: NodePath
@@ -123,34 +123,34 @@ class AttemptFailed(Struct, frozen=True):
     spent_s: float
 
 
-class OutcomeUnknown(Struct, frozen=True):
+class OutcomeUnknown(Struct, frozen=True, gc=False):
     node: NodePath
     error: Fault
 
 
-class UndoStarted(Struct, frozen=True):
+class UndoStarted(Struct, frozen=True, gc=False):
     node: NodePath
 
 
-class UndoFinished(Struct, frozen=True):
+class UndoFinished(Struct, frozen=True, gc=False):
     node: NodePath
 
 
-class UndoFailed(Struct, frozen=True):
+class UndoFailed(Struct, frozen=True, gc=False):
     node: NodePath
     error: Fault
 
 
-class UndoSkipped(Struct, frozen=True):
+class UndoSkipped(Struct, frozen=True, gc=False):
     node: NodePath
     reason: str
 
 
-class Done(Struct, frozen=True):
+class Done(Struct, frozen=True, gc=False):
     outcome: Outcome
 
 
-class Commanded(Struct, frozen=True):
+class Commanded(Struct, frozen=True, gc=False):
     """`refused` says why the command had no effect; empty: it had one."""
 
     command_id: str
@@ -159,12 +159,12 @@ class Commanded(Struct, frozen=True):
     refused: str = ""
 
 
-class BreakpointHit(Struct, frozen=True):
+class BreakpointHit(Struct, frozen=True, gc=False):
     node: NodePath
     after: bool
 
 
-class DeadlinePassed(Struct, frozen=True):
+class DeadlinePassed(Struct, frozen=True, gc=False):
     """`node` empty: that of the saga."""
 
     node: NodePath
@@ -186,7 +186,7 @@ SagaRecord = Created | StartRequested | OwnerChanged | Commanded | BreakpointHit
 Record = NodeRecord | SagaRecord
 
 
-class LogEntry(Struct, frozen=True):
+class LogEntry(Struct, frozen=True, gc=False):
     """A record as it stands in a log. `time_us` is the writer's wall clock, for people."""
 
     sequence: int

@@ -13,7 +13,7 @@ _MAX_DOUBLINGS = 64
 """Exponents beyond this reach every `max_backoff_s` there can be, and would overflow."""
 
 
-class NextCall(Struct, frozen=True):
+class NextCall(Struct, frozen=True, gc=False):
     """Call once more, after `delay_s`, for at most `timeout_s`."""
 
     delay_s: float

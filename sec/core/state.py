@@ -16,7 +16,7 @@ from sec_model import Deadline, Graph, OnDeadline, Payload
 from sec_model.commands import Abort, Pause, SetDeadline, Signal
 from sec_model.graph import GraphNode, NodeKind
 
-from sec.core.controls import Controls
+from sec.core.controls import NO_CONTROLS, Controls
 from sec.core.errors import CorruptLog, IllegalTransition
 from sec.core.records import (
     AttemptFailed,
@@ -53,7 +53,7 @@ from sec.core.transitions import NODE_TRANSITIONS, SAGA_ACCEPTS, SETTLED, Course
 _MISSING = object()
 
 
-class Tries(Struct, frozen=True):
+class Tries(Struct, frozen=True, gc=False):
     """Calls without an outcome of the phase that a node is in; `last` is the latest of them."""
 
     count: int
@@ -64,7 +64,7 @@ class Tries(Struct, frozen=True):
 NO_TRIES = Tries(0, 0.0)
 
 
-class Mishap(Struct, frozen=True):
+class Mishap(Struct, frozen=True, gc=False):
     """Something that went wrong, and the sequence number of the record that says so."""
 
     sequence: int
@@ -73,7 +73,7 @@ class Mishap(Struct, frozen=True):
     error: Fault
 
 
-class Due(Struct, frozen=True):
+class Due(Struct, frozen=True, gc=False):
     """An instant by the wall clock, in microseconds, and what happens then. None: a timer has waited long enough."""
 
     us: int
@@ -135,12 +135,13 @@ class SagaState:
         self.outputs: dict[int, Payload] = {}
         self.tries: dict[int, Tries] = {}
         self.mishaps: tuple[Mishap, ...] = ()
-        self.controls = Controls()
+        self.controls = NO_CONTROLS
         self.commands: frozenset[str] = frozenset()
         """Ids of the commands that were taken up or turned down."""
-        self._parents_left = [len(n.parents) for n in graph.nodes]
-        self._children_open = [0] * len(graph.nodes)
+        self._parents_left = list(graph.parent_counts)
+        self._children_open: list[int] = []
         self._unsettled = 0
+        """Of nodes that have begun, how many need something more; both are there once the saga unwinds."""
         self._journal: list[tuple[Any, Any, Any, Any]] | None = None
 
     # what can be read
@@ -191,8 +192,9 @@ class SagaState:
                 self._set("uid", uid)
                 self._set("definition_hash", definition_hash)
                 self._set("deadline", deadline)
-                confirmed_first = frozenset((NodePath(n.path), False) for n in self.graph.nodes if n.needs_confirmation)
-                self._set("controls", Controls(breakpoints=confirmed_first))
+                if self.graph.confirmed:
+                    confirmed_first = frozenset((NodePath(self.graph.nodes[i].path), False) for i in self.graph.confirmed)
+                    self._set("controls", Controls(breakpoints=confirmed_first))
                 self._set("course", Course.CREATED)
             case StartRequested(due_us):
                 if (due_us != 0) != (self.deadline is not None):
@@ -200,9 +202,8 @@ class SagaState:
                 self._set("course", Course.RUNNING)
                 if self.deadline is not None:
                     self._put(self.dues, NodePath(""), Due(due_us, self.deadline.then))
-                for node in self.graph.nodes:
-                    if not node.parents:
-                        self._all_parents_succeeded(node)
+                for index in self.graph.roots:
+                    self._all_parents_succeeded(self.graph.nodes[index])
             case OwnerChanged(epoch, sec_node):
                 if epoch <= self.epoch:
                     raise self._illegal(record, f"the epoch before it is {self.epoch}")
@@ -390,23 +391,26 @@ class SagaState:
                 self._drop(self.undoable, index)
         self._put(self.marks, index, target)
         if target is not Mark.STARTED and target is not Mark.UNDO_STARTED:
-            self._note_mishap(record)
-            self._set_controls(self.controls.answered(record.node, self.in_flight.get(index, Phase.UNDO)).settled(index))
+            if target is not Mark.SUCCEEDED:
+                self._note_mishap(record)
+            if self.controls is not NO_CONTROLS:
+                phase = self.in_flight.get(index, Phase.UNDO)
+                self._set_controls(self.controls.answered(record.node, phase).settled(index))
             for of_the_phase in (self.in_flight, self.waiting, self.expired, self.tries):
                 if index in of_the_phase:
                     self._drop(of_the_phase, index)
             if self.dues:
                 self._drop(self.dues, record.node)
             self._outcome(node, target)
-        course = self._course_after()
-        if course is not self.course:
+        if self.course is not Course.RUNNING and (course := self._course_after()) is not self.course:
             self._set("course", course)
 
     def _start(self, record: Started, node: GraphNode, due_us: int) -> None:
         if node.index not in self.startable:
             raise self._illegal(record, "not all of its parents have succeeded")
-        self._require_leave_to_start(record)
-        self._set_controls(self.controls.started(node.index))
+        if self.controls.paused:
+            self._require_leave_to_start(record)
+            self._set_controls(self.controls.started(node.index))
         self._drop(self.startable, node.index)
         if node.waits:
             self._put(self.waiting, node.index, None)
@@ -414,7 +418,6 @@ class SagaState:
             self._put(self.in_flight, node.index, Phase.DO)
         if due_us:
             self._put(self.dues, record.node, Due(due_us, None if node.deadline is None else node.deadline.then))
-        self._set("_unsettled", self._unsettled + 1)
 
     def _attempted(self, record: NodeRecord, node: GraphNode, phase: Phase, attempt: int, error: Fault, spent_s: float) -> None:
         """A call has ended and another one is to come, or the node is given up."""
@@ -436,13 +439,11 @@ class SagaState:
                 self._release_children(node)
             case Mark.SUCCEEDED | Mark.OUTCOME_UNKNOWN if self.course is not Course.RUNNING:
                 self._undo_if_free(node)
-            case Mark.FAILED | Mark.OUTCOME_UNKNOWN:
-                if mark is Mark.FAILED:
-                    self._set("_unsettled", self._unsettled - 1)
-                if self.course is Course.RUNNING:
-                    self._begin_unwinding()
-                else:
-                    self._settled(node)
+            case Mark.FAILED | Mark.OUTCOME_UNKNOWN if self.course is Course.RUNNING:
+                self._begin_unwinding()
+            case Mark.FAILED:
+                self._set("_unsettled", self._unsettled - 1)
+                self._settled(node)
             case Mark.UNDO_FINISHED | Mark.UNDO_SKIPPED:
                 self._set("_unsettled", self._unsettled - 1)
                 self._settled(node)
@@ -489,7 +490,6 @@ class SagaState:
     def _free(self, node: GraphNode, instants: list[GraphNode]) -> None:
         if node.instant:
             self._put(self.marks, node.index, Mark.SUCCEEDED)
-            self._set("_unsettled", self._unsettled + 1)
             instants.append(node)
         else:
             self._put(self.startable, node.index, None)
@@ -505,12 +505,11 @@ class SagaState:
             self._drop(self.waiting, index)
             self._drop(self.expired, index)
             self._put(self.marks, index, Mark.GIVEN_UP)
-            self._set("_unsettled", self._unsettled - 1)
         for index in list(self.startable):
             self._drop(self.startable, index)
-        for node in self.graph.nodes:
-            count = sum(not self._needs_nothing(child) for child in node.children)
-            self._put(self._children_open, node.index, count)
+        needing = [not self._needs_nothing(index) for index in range(len(self.marks))]
+        self._set("_children_open", [sum(needing[child] for child in node.children) for node in self.graph.nodes])
+        self._set("_unsettled", sum(needing))
         for node in self.graph.nodes:
             self._undo_if_free(node)
 
@@ -574,7 +573,10 @@ class SagaState:
             self._journal.append((container, key, old, _MISSING))
 
     def _set(self, name: str, value: Any) -> None:
-        self._put(self.__dict__, name, value)
+        attributes = self.__dict__
+        if self._journal is not None:
+            self._journal.append((attributes, name, attributes[name], value))
+        attributes[name] = value
 
     def _set_controls(self, controls: Controls) -> None:
         if controls is not self.controls:  # most records leave them as they are

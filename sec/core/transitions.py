@@ -63,10 +63,11 @@ class Course(Enum):
     DONE = "done"
     UNDONE = "undone"
 
-    @property
-    def ended(self) -> bool:
-        """Nothing will be added to its log."""
-        return self in (Course.DONE, Course.UNDONE)
+    ended: bool
+    """Nothing will be added to its log."""
+
+    def __init__(self, word: str) -> None:
+        self.ended = word in ("done", "undone")
 
 
 NODE_TRANSITIONS: dict[tuple[Mark, type[NodeRecord]], Mark] = {

@@ -1,7 +1,9 @@
 """One call of an action server: what is sent, and what its answer or its silence says. The meaning of each status is the contract's
 (protos/sec/v1/action_server.proto)."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import grpc
 import grpc.aio
@@ -23,7 +25,7 @@ _TOO_LARGE = ("larger than max", "exceeds maximum size")
 that."""
 
 
-class Call(Struct, frozen=True):
+class Call(Struct, frozen=True, gc=False):
     """A do or an undo. `inputs` are the outputs that the node reads, by the names it gave them; `output` is the do's, for an undo that knows it.
     `timeout_s` bounds the call."""
 
@@ -45,33 +47,50 @@ class Call(Struct, frozen=True):
     traceparent: str = ""
 
 
-class Answered(Struct, frozen=True):
+class Answered(Struct, frozen=True, gc=False):
     """The action server answered: an output or a fault to a do; None (the effect is gone) or a fault to an undo."""
 
     result: Payload | Fault | None
 
 
-class Unanswered(Struct, frozen=True):
+class Unanswered(Struct, frozen=True, gc=False):
     """The call says nothing about the effect."""
 
     error: Fault
 
 
-class StaleEpoch(Struct, frozen=True):
+class StaleEpoch(Struct, frozen=True, gc=False):
     """The action server has seen a higher epoch for this saga, and had no effect."""
 
     message: str
 
 
-class NotOffered(Struct, frozen=True):
+class NotOffered(Struct, frozen=True, gc=False):
     """The action server does not offer the action, and had no effect."""
 
 
-class Busy(Struct, frozen=True):
+class Busy(Struct, frozen=True, gc=False):
     """The action server has no room for the call now, and has not begun with it."""
 
 
 Answer = Answered | Unanswered | StaleEpoch | NotOffered | Busy
+
+Tell = Callable[[Answer], None]
+"""Takes the answer of a call: once, and not before the call was made."""
+
+
+class Pending(Protocol):
+    """Something that is waited for."""
+
+    def cancel(self) -> object:
+        """It is not waited for any longer: nothing will be told of it."""
+        ...
+
+
+def told(making: "asyncio.Task[Answer]", tell: Tell) -> Pending:
+    """A call that a task makes: its answer is told unless the task is cancelled."""
+    making.add_done_callback(lambda _: None if making.cancelled() else tell(making.result()))
+    return making
 
 
 async def send(stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str, call: Call, max_output_bytes: int) -> Answer:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from sec_model.schemas import ActionSchemas
 from sec_protos.v1 import coordinator_pb2
 
-from sec.dispatch.calls import Answer, Busy, Call, NotOffered
+from sec.dispatch.calls import Busy, Call, NotOffered, Pending, Tell
 from sec.dispatch.endpoint import Endpoint
 from sec.store.mirror import Change, Mirror
 
@@ -66,14 +66,12 @@ class Directory:
         """Calls the listener after `offered` has changed."""
         self._listeners.append(listener)
 
-    def call(self, call: Call) -> "asyncio.Future[Answer]":
-        """Makes a call of an action at one of the servers that offer it. The future has no exception, and may be cancelled."""
+    def call(self, call: Call, tell: Tell) -> Pending:
+        """Makes a call of an action at one of the servers that offer it, and tells its answer unless that is cancelled."""
         endpoint = self._choose(call.action)
         if endpoint is not None and endpoint.in_flight < self._max_calls:
-            return endpoint.call(call)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        answer.set_result(NotOffered() if endpoint is None else Busy())
-        return answer
+            return endpoint.call(call, tell)
+        return asyncio.get_running_loop().call_soon(tell, NotOffered() if endpoint is None else Busy())
 
     def cancel(self, idempotency_key: str) -> None:
         """Tells whichever server has it that nobody wants the effect of a do under way any more."""
@@ -99,6 +97,8 @@ class Directory:
         endpoints = self._by_action.get(action)
         if not endpoints:
             return None
+        if len(endpoints) == 1:
+            return endpoints[0]
         first = next(self._turns) % len(endpoints)
         return min(endpoints[first:] + endpoints[:first], key=lambda e: e.in_flight)
 

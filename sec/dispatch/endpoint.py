@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc
 
-from sec.dispatch.calls import Answer, Call, NotOffered, send
+from sec.dispatch.calls import Answer, Call, NotOffered, Pending, Tell, send
 from sec.dispatch.descriptions import Descriptions, OfferedAction
 from sec.dispatch.stream import MAX_BYTES, CallStream, payload_bytes
 
@@ -46,13 +46,12 @@ class Endpoint:
         self.server_name = ""
         self.up = False
         self.actions: dict[str, OfferedAction] = {}
-        self.in_flight = 0
         self._batches = False
         """The server takes calls by a stream of batches, as far as we know."""
         self._stream: CallStream | None = None
         self._descriptions = Descriptions(address)
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._alone: set[asyncio.Task[Answer]] = set()
+        """Calls that are made by themselves."""
         self._max_output_bytes = max_output_bytes
         self._on_change = on_change
         self._ask_again = asyncio.Event()
@@ -63,40 +62,54 @@ class Endpoint:
         self._stub = action_server_pb2_grpc.ActionServerStub(self._channel)
         self._task = asyncio.get_running_loop().create_task(self._keep(), name=f"action server {address}")
 
-    def call(self, call: Call) -> "asyncio.Future[Answer]":
-        """Makes one call. The future has no exception, and may be cancelled."""
-        self.in_flight += 1
-        self._idle.clear()
-        answer = self._make(call)
-        answer.add_done_callback(partial(self._call_ended, call.action))
-        return answer
+    @property
+    def in_flight(self) -> int:
+        """How many calls are in progress."""
+        return len(self._alone) + (0 if self._stream is None else len(self._stream))
+
+    def call(self, call: Call, tell: Tell) -> Pending:
+        """Makes one call, and tells its answer unless that is cancelled."""
+        if self._batches and payload_bytes(call) <= MAX_BYTES:
+            stream = self._stream
+            if stream is None or (stream.ended and stream.fit):
+                stream = self._stream = CallStream(
+                    self._stub, self.address, self._max_output_bytes, self._call_alone, self._not_offered
+                )
+            if not stream.ended:
+                return stream.call(call, tell)
+        return self._call_alone(call, tell)
+
+    def _call_alone(self, call: Call, tell: Tell) -> Pending:
+        task = asyncio.get_running_loop().create_task(send(self._stub, self.address, call, self._max_output_bytes))
+        self._alone.add(task)
+        task.add_done_callback(partial(self._answered_alone, call.action, tell))
+        return task
+
+    def _answered_alone(self, action: str, tell: Tell, task: "asyncio.Task[Answer]") -> None:
+        self._alone.discard(task)
+        if not task.cancelled():
+            if isinstance(task.result(), NotOffered):
+                self._not_offered(action)
+            tell(task.result())
+
+    def _not_offered(self, action: str) -> None:
+        """The server has turned down a call of an action that it offered before."""
+        self.actions.pop(action, None)
+        self._ask_again.set()
+        self._on_change()
 
     def cancel(self, idempotency_key: str) -> None:
         """Tells the server that nobody wants the effect of a do under way any more, if it can be told. Changes nothing about the call."""
         if self._stream is not None:
             self._stream.cancel(idempotency_key)
 
-    def _make(self, call: Call) -> "asyncio.Future[Answer]":
-        if self._batches and payload_bytes(call) <= MAX_BYTES:
-            stream = self._stream
-            if stream is None or (stream.ended and stream.fit):
-                stream = self._stream = CallStream(self._stub, self.address, self._max_output_bytes)
-            if not stream.ended:
-                return stream.call(call)
-        return asyncio.get_running_loop().create_task(send(self._stub, self.address, call, self._max_output_bytes))
-
-    def _call_ended(self, action: str, answer: "asyncio.Future[Answer]") -> None:
-        self.in_flight -= 1
-        if not self.in_flight:
-            self._idle.set()
-        if not answer.cancelled() and isinstance(answer.result(), NotOffered):
-            self.actions.pop(action, None)
-            self._ask_again.set()
-            self._on_change()
-
     async def close_when_idle(self) -> None:
         """Ends the connection when the last call is done: an action server that unregistered still answers those it has."""
-        await self._idle.wait()
+        while self.in_flight:
+            if self._stream is not None:
+                await self._stream.idle()
+            if self._alone:
+                await asyncio.wait(self._alone)
         await self.close()
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ unknown outcome, but for a server that takes no batches at all.
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Callable
 
 import grpc
 import grpc.aio
@@ -14,7 +15,19 @@ from msgspec import Struct
 from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc
 
 from sec.core.records import Fault, Phase
-from sec.dispatch.calls import Answer, Call, Unanswered, do_answer, fill_request, send, status_answer, undo_answer
+from sec.dispatch.calls import (
+    Answer,
+    Call,
+    NotOffered,
+    Pending,
+    Tell,
+    Unanswered,
+    do_answer,
+    fill_request,
+    status_answer,
+    undo_answer,
+)
+from sec.dispatch.time_limits import TimeLimits
 
 MAX_CALLS = 1_000
 """Of one message, by the contract."""
@@ -26,44 +39,87 @@ _STATUSES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.St
 
 
 class _Waiting(Struct):
+    """A call without an answer."""
+
+    number: int
     call: Call
-    size: int
-    answer: "asyncio.Future[Answer]"
-    limit: asyncio.TimerHandle
+    tell: Tell
+    stream: "CallStream"
+    alone: Pending | None = None
+    """The call, made by itself."""
+
+    def cancel(self) -> None:
+        if self.alone is None:
+            self.stream.forget(self.number)
+        else:
+            self.alone.cancel()
 
 
 def payload_bytes(call: Call) -> int:
     """How large a call is, but for its names."""
-    size = len(call.params.data) + sum(len(value.data) for value in call.inputs.values())
-    return size + (len(call.output.data) if call.output is not None else 0)
+    size = len(call.params.data)
+    if call.inputs:
+        size += sum(len(value.data) for value in call.inputs.values())
+    return size if call.output is None else size + len(call.output.data)
 
 
 class CallStream:
     """One stream, from its first call to its end. `ended` says that it takes no more; `fit` that the server can be expected to take another."""
 
-    def __init__(self, stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str, max_output_bytes: int) -> None:
+    def __init__(
+        self,
+        stub: "action_server_pb2_grpc.ActionServerAsyncStub",
+        server: str,
+        max_output_bytes: int,
+        call_alone: Callable[[Call, Tell], Pending],
+        not_offered: Callable[[str], None],
+    ) -> None:
+        """`call_alone` makes a call by itself; `not_offered` is told of an action that the server turned down."""
         self.ended = False
         self.fit = True
         self._stub = stub
         self._server = server
         self._max_output_bytes = max_output_bytes
+        self._call_alone = call_alone
+        self._not_offered = not_offered
         self._ids = itertools.count(1)
         self._outbox: deque[int] = deque()
         self._waiting: dict[int, _Waiting] = {}
+        self._limits = TimeLimits(self._waiting, self._too_late)
         self._unwanted: set[str] = set()
         self._wake = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._run(), name=f"batches for {server}")
+        self._idle: asyncio.Event | None = None
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"batches for {server}")
 
-    def call(self, call: Call) -> "asyncio.Future[Answer]":
-        """Makes one call, by itself when the server turns out to take no batches. The future has no exception, and may be cancelled."""
+    def __len__(self) -> int:
+        """How many calls have no answer."""
+        return len(self._waiting)
+
+    def call(self, call: Call, tell: Tell) -> Pending:
+        """Makes one call, by itself when the server turns out to take no batches."""
         number = next(self._ids)
-        answer: asyncio.Future[Answer] = self._loop.create_future()
-        limit = self._loop.call_later(call.timeout_s, self._too_late, number)
-        self._waiting[number] = _Waiting(call, payload_bytes(call), answer, limit)
+        waiting = self._waiting[number] = _Waiting(number, call, tell, self)
+        self._limits.add(number, call.timeout_s)
         self._outbox.append(number)
         self._wake.set()
-        return answer
+        return waiting
+
+    def forget(self, number: int) -> None:
+        """The call is not waited for any longer. If it was not sent yet, it is not made."""
+        self._take_out(number)
+
+    async def idle(self) -> None:
+        """Waits until all calls have their answers."""
+        self._idle = asyncio.Event()
+        while self._waiting:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def _take_out(self, number: int) -> _Waiting | None:
+        waiting = self._waiting.pop(number, None)
+        if self._idle is not None:
+            self._idle.set()
+        return waiting
 
     def cancel(self, idempotency_key: str) -> None:
         """Tells the server, by the next message, that nobody wants the effect of a do under way any more. Its answer is waited for as before."""
@@ -76,14 +132,14 @@ class CallStream:
         await asyncio.wait([self._task])
 
     def _too_late(self, number: int) -> None:
-        waiting = self._waiting.pop(number)
-        if not waiting.answer.done():
+        waiting = self._take_out(number)
+        if waiting is not None:
             status = grpc.StatusCode.DEADLINE_EXCEEDED
-            waiting.answer.set_result(status_answer(status, "no answer came in time.", self._server, waiting.call))
+            waiting.tell(status_answer(status, "no answer came in time.", self._server, waiting.call))
 
     async def _run(self) -> None:
         stream = self._stub.Batch()
-        writing = self._loop.create_task(self._write(stream))
+        writing = asyncio.get_running_loop().create_task(self._write(stream))
         code, why = grpc.StatusCode.CANCELLED, "the connection was closed"
         try:
             async for response in stream:
@@ -119,14 +175,15 @@ class CallStream:
         size = 0
         while self._outbox and len(message.calls) < MAX_CALLS:
             waiting = self._waiting.get(self._outbox[0])
-            if waiting is not None and not waiting.answer.done():
-                size += waiting.size
+            if waiting is not None:
+                call = waiting.call
+                size += payload_bytes(call)
                 if message.calls and size > MAX_BYTES:
                     break
-                batched = message.calls.add(id=self._outbox[0], timeout_s=waiting.call.timeout_s)
-                if waiting.call.traceparent:
-                    batched.traceparent = waiting.call.traceparent
-                fill_request(batched.do_request if waiting.call.phase is Phase.DO else batched.undo_request, waiting.call)
+                batched = message.calls.add(id=waiting.number, timeout_s=call.timeout_s)
+                if call.traceparent:
+                    batched.traceparent = call.traceparent
+                fill_request(batched.do_request if call.phase is Phase.DO else batched.undo_request, call)
             self._outbox.popleft()
         return message
 
@@ -137,7 +194,7 @@ class CallStream:
         unwanted, self._unwanted = self._unwanted, set()
         for number, waiting in self._waiting.items():
             key = waiting.call.idempotency_key
-            if waiting.call.phase is not Phase.DO or key not in unwanted or waiting.answer.done():
+            if waiting.call.phase is not Phase.DO or key not in unwanted:
                 continue
             if self._outbox and number >= self._outbox[0]:
                 self._unwanted.add(key)
@@ -147,45 +204,33 @@ class CallStream:
     def _end(self, code: grpc.StatusCode, why: str) -> None:
         self.ended = True
         self.fit = code in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        left, self._waiting = self._waiting, {}
-        for waiting in left.values():
-            waiting.limit.cancel()
-            if waiting.answer.done():
-                continue
-            if code is grpc.StatusCode.UNIMPLEMENTED:
-                self._make_alone(waiting)
+        self._limits.clear()
+        for number in list(self._waiting):
+            if (waiting := self._take_out(number)) is None:
+                continue  # forgotten because of what came of another one
+            if code is grpc.StatusCode.UNIMPLEMENTED:  # the server takes no batches, and has not begun with the call
+                waiting.alone = self._call_alone(waiting.call, waiting.tell)
             else:
                 text = f'A call of "{waiting.call.action}" at {self._server} has no answer: {why}.'
-                waiting.answer.set_result(Unanswered(Fault(text, "unavailable")))
-
-    def _make_alone(self, waiting: _Waiting) -> None:
-        """The server takes no batches, and has not begun with the call."""
-
-        async def make() -> None:
-            answer = await send(self._stub, self._server, waiting.call, self._max_output_bytes)
-            if not waiting.answer.done():
-                waiting.answer.set_result(answer)
-
-        task = self._loop.create_task(make())
-        waiting.answer.add_done_callback(lambda _: task.cancel())
+                waiting.tell(Unanswered(Fault(text, "unavailable")))
 
     def _take(self, answered: action_server_pb2.BatchedAnswer) -> None:
-        waiting = self._waiting.pop(answered.id, None)
+        waiting = self._take_out(answered.id)
         if waiting is None:
             return
-        waiting.limit.cancel()
-        if waiting.answer.done():
-            return
         call = waiting.call
-        match answered.WhichOneof("result"), call.phase:
-            case "do_response", Phase.DO:
-                answer = do_answer(answered.do_response, self._server, call, self._max_output_bytes)
-            case "undo_response", Phase.UNDO:
-                answer = undo_answer(answered.undo_response)
-            case "status", _:
-                status = _STATUSES.get(answered.status.code, grpc.StatusCode.UNKNOWN)
-                answer = status_answer(status, answered.status.message, self._server, call)
-            case _:
-                text = f'The action server at {self._server} answered a call of "{call.action}" by what is no answer to it.'
-                answer = Unanswered(Fault(text, "empty_answer"))
-        waiting.answer.set_result(answer)
+        answer: Answer
+        kind = answered.WhichOneof("result")
+        if kind == "do_response" and call.phase is Phase.DO:
+            answer = do_answer(answered.do_response, self._server, call, self._max_output_bytes)
+        elif kind == "undo_response" and call.phase is Phase.UNDO:
+            answer = undo_answer(answered.undo_response)
+        elif kind == "status":
+            status = _STATUSES.get(answered.status.code, grpc.StatusCode.UNKNOWN)
+            answer = status_answer(status, answered.status.message, self._server, call)
+            if isinstance(answer, NotOffered):
+                self._not_offered(call.action)
+        else:
+            text = f'The action server at {self._server} answered a call of "{call.action}" by what is no answer to it.'
+            answer = Unanswered(Fault(text, "empty_answer"))
+        waiting.tell(answer)

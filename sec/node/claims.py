@@ -121,11 +121,12 @@ class Claims:
     def _live_changed(self, changes: Sequence[Change]) -> None:
         if not self._enabled:
             return
+        owners, actives = self._keys.owners, self._keys.actives
         for change in changes:
-            if change.key.startswith(self._keys.owners):
-                if change.new is None and change.old is not None:
+            if change.new is None:
+                if change.old is not None and change.key.startswith(owners):
                     self._consider(SagaId(last_segment(change.key)), former=SecNodeName(change.old.value.decode()))
-            elif change.key.startswith(self._keys.actives) and change.old is None and change.new is not None:
+            elif change.old is None and change.key.startswith(actives):
                 self._consider(SagaId(last_segment(change.key)), former=None)
 
     def _consider(self, saga_id: SagaId, former: SecNodeName | None) -> None:

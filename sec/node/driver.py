@@ -32,11 +32,11 @@ from sec.core.errors import IllegalTransition
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 from sec.core.state import SagaState
 from sec.core.transitions import Course
-from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, StaleEpoch, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, Pending, StaleEpoch, Tell, Unanswered
 from sec.node import failpoints
 from sec.store.errors import Fenced
 from sec.store.kv import KvError
-from sec.store.sagas import SagaHead
+from sec.store.sagas import SagaHead, Written
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ MAX_SLEEP_S = 3600.0
 
 MIN_TIMEOUT_S = 0.001
 """Of a call that is made in the last moment before a deadline."""
+
+_ENDS_OF_DISPATCHES = (DoAnswered, UndoAnswered, AnswerMissing, NotWaitedFor)
 
 BUSY_PAUSE_S = 0.05
 MAX_BUSY_PAUSE_S = 2.0
@@ -79,12 +81,12 @@ class Host(Protocol):
         """How many of these events, from the first on, may go into one append."""
         ...
 
-    async def append(self, driver: "SagaDriver", ready: Ready) -> None:
-        """Makes the records of a step durable. Raises `Fenced`, or `KvError` when it was given up."""
+    def append(self, driver: "SagaDriver", ready: Ready, written: Written) -> None:
+        """Makes the records of a step durable, and tells when they are `written`, not before this returns. Raises `Fenced`."""
         ...
 
-    def call(self, call: Call) -> "asyncio.Future[Answer]":
-        """Makes a call of an action that is offered. The future has no exception; cancel it when the answer is not wanted any more."""
+    def call(self, call: Call, tell: Tell) -> Pending:
+        """Makes a call of an action that is offered, and tells the answer. Cancel it when that is not wanted any more."""
         ...
 
     def called(self, call: Call, answer: Answer, took_s: float) -> None:
@@ -131,7 +133,7 @@ class _InFlight(Struct):
     dispatch: Dispatch | None = None
     call: Call | None = None
     """What to send. None: nothing was sent yet."""
-    pending: "asyncio.Future[Answer] | asyncio.TimerHandle | asyncio.Task[None] | None" = None
+    pending: Pending | None = None
     """What it waits for, and what to cancel when it is not waited for any longer."""
     calls_left: int = 1
     began: float = 0.0
@@ -152,6 +154,25 @@ class _InFlight(Struct):
 class SagaDriver:
     """Drives one saga. `post` events; it calls the `Host` back."""
 
+    __slots__ = (
+        "_alarm",
+        "_append_ended",
+        "_appending",
+        "_host",
+        "_in_flight",
+        "_inbox",
+        "_inbox_since",
+        "_loop",
+        "_quiet_since",
+        "_stepping",
+        "_wake_at_us",
+        "closed",
+        "epoch",
+        "head",
+        "state",
+        "step_since",
+    )
+
     def __init__(self, head: SagaHead, state: SagaState, epoch: Epoch, host: Host) -> None:
         self.head = head
         self.state = state
@@ -160,8 +181,13 @@ class SagaDriver:
         self._host = host
         self._inbox: list[Event] = []
         self._inbox_since = 0.0
-        self._deciding_since: float | None = None
-        self._step: asyncio.Task[None] | None = None
+        self.step_since: float | None = None
+        """When the oldest event came of which what follows is not written yet, by the event loop's clock. None: there is none."""
+        self._stepping = False
+        """A step is due or under way."""
+        self._appending = False
+        self._append_ended: asyncio.Future[None] | None = None
+        """There when somebody waits for the append under way."""
         self._in_flight: dict[int, _InFlight] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._wake_at_us = 0
@@ -179,8 +205,10 @@ class SagaDriver:
         if not self._inbox:
             self._inbox_since = self._loop.time()
         self._inbox.append(event)
-        if self._step is None:
-            self._step = self._loop.create_task(self._steps(), name=f"saga {self.saga_id}")
+        if not self._stepping:
+            self.step_since = self._inbox_since
+            self._stepping = True
+            self._loop.call_soon(self._in_a_step, self._take_steps)
 
     def offers_changed(self) -> None:
         """Other actions are offered than before. Wakes the saga when it may have waited for one."""
@@ -189,17 +217,10 @@ class SagaDriver:
             self.post(Begin())
 
     @property
-    def step_since(self) -> float | None:
-        """When the oldest event came of which what follows is not written yet, by the event loop's clock. None: there is none."""
-        if self._deciding_since is not None:
-            return self._deciding_since
-        return self._inbox_since if self._inbox else None
-
-    @property
     def idle_since(self) -> float | None:
         """Since when the saga only waits (for a timer, a signal, an operator, a pause before a retry, an action server), by the event loop's
         clock. None: it is at work, and another owner would have to make calls again."""
-        if self.closed or self._step is not None or self._inbox:
+        if self.closed or self._stepping or self._inbox:
             return None
         if any(each.stage in (_Stage.CALLING, _Stage.ANSWERED) for each in self._in_flight.values()):
             return None
@@ -207,11 +228,12 @@ class SagaDriver:
 
     def look_again(self) -> None:
         """Takes a step if one is due that no event has brought about: an offer or an alarm was missed, or the wall clock was set."""
-        if self.closed or self._step is not None:
+        if self.closed or self._stepping:
             return
-        self._call_what_waits()
-        due = 0 < self._wake_at_us <= self._host.now_us()
-        if due or self._could_start():
+        if self._in_flight:
+            self._call_what_waits()
+        due = self._wake_at_us and self._wake_at_us <= self._host.now_us()
+        if due or (self.state.startable and self._could_start()):
             self.post(Begin())
 
     def _call_what_waits(self) -> None:
@@ -227,8 +249,10 @@ class SagaDriver:
     async def close(self) -> None:
         """Stops at once. An append under way is waited for, so that afterwards nothing of this driver is on its way to the store."""
         self.shut()
-        if self._step is not None and self._step is not asyncio.current_task():
-            await asyncio.wait([self._step])
+        if self._appending:
+            if self._append_ended is None:
+                self._append_ended = self._loop.create_future()
+            await asyncio.wait([self._append_ended])
 
     def shut(self) -> None:
         """Stops at once and does not wait for an append under way, which its fence takes care of."""
@@ -239,40 +263,70 @@ class SagaDriver:
             in_flight.stop()
         self._in_flight.clear()
 
-    async def _steps(self) -> None:
-        """Decides and carries out until the inbox is empty."""
-        try:
-            while self._inbox and not self.closed:
-                self._deciding_since = self._inbox_since
-                count = self._host.at_most(self._inbox)
-                events, self._inbox = self._inbox[:count], self._inbox[count:]
-                ready = decide(self.state, events, self._host.offered, self._host.now_us())
-                if ready.records:
-                    failpoints.reach("before_commit")
-                    await self._host.append(self, ready)
-                    failpoints.reach("after_commit")
-                    self.take(ready)
-                    failpoints.reach("after_apply")
-                self._forget_answered(events)
-                self.run_effects(ready)
-                if self.state.course.ended:
-                    self.shut()
-                    self._host.ended(self)
-        except Fenced as error:
+    def _take_steps(self) -> None:
+        """Decides and carries out until the inbox is empty or records have to be written first."""
+        while self._inbox and not self.closed:
+            self.step_since = self._inbox_since
+            count = self._host.at_most(self._inbox)
+            events, self._inbox = self._inbox[:count], self._inbox[count:]
+            ready = decide(self.state, events, self._host.offered, self._host.now_us())
+            if ready.records:
+                failpoints.reach("before_commit")
+                self._host.append(self, ready, partial(self._append_has_ended, events, ready))
+                self._appending = True
+                return
+            self._carry_out(events, ready)
+        self._rest()
+
+    def _append_has_ended(self, events: list[Event], ready: Ready, error: Exception | None) -> None:
+        self._appending = False
+        if self._append_ended is not None:
+            self._append_ended.set_result(None)
+            self._append_ended = None
+        self._in_a_step(self._written, events, ready, error)
+
+    def _written(self, events: list[Event], ready: Ready, error: Exception | None) -> None:
+        """Goes on with a step whose records are durable."""
+        if error is not None:
+            raise error
+        failpoints.reach("after_commit")
+        self.take(ready)
+        failpoints.reach("after_apply")
+        self._carry_out(events, ready)
+        self._take_steps()
+
+    def _carry_out(self, events: list[Event], ready: Ready) -> None:
+        self._forget_answered(events)
+        self.run_effects(ready)
+        if self.state.course.ended:
             self.shut()
+            self._host.ended(self)
+
+    def _in_a_step(self, go_on: Callable[..., None], *args: object) -> None:
+        try:
+            go_on(*args)
+        except Fenced as error:
+            self._end()
             self._host.lost(self, str(error))
         except KvError as error:
-            self.shut()
+            self._end()
             self._host.lost(self, f'Records of saga "{self.saga_id}" could not be written, and are given up: {error}')
         except IllegalTransition as error:
-            self.shut()
+            self._end()
             self._host.broken(self, str(error))
         except Exception as error:
+            self._rest()
             self._broken("A step", error)
-        finally:
-            self._step = None
-            self._deciding_since = None
-            self._quiet_since = self._loop.time()
+
+    def _end(self) -> None:
+        self.shut()
+        self._rest()
+
+    def _rest(self) -> None:
+        """No step is under way."""
+        self._stepping = False
+        self.step_since = None
+        self._quiet_since = self._loop.time()
 
     def _broken(self, what: str, error: BaseException) -> None:
         _log.error('%s of saga "%s" failed.', what, self.saga_id, exc_info=error)
@@ -305,7 +359,7 @@ class SagaDriver:
     def _forget_answered(self, events: list[Event]) -> None:
         """A node's dispatch is over when what came of it is in the log: until then the node must not be dispatched again."""
         for event in events:
-            if isinstance(event, DoAnswered | UndoAnswered | AnswerMissing | NotWaitedFor):
+            if isinstance(event, _ENDS_OF_DISPATCHES):
                 self._in_flight.pop(self.state.graph.index_of(event.node), None)
 
     def _run_effect(self, effect: Effect) -> None:
@@ -386,17 +440,12 @@ class SagaDriver:
         in_flight.stage = _Stage.CALLING
         in_flight.began = self._loop.time()
         failpoints.reach("before_call")
-        answer = in_flight.pending = self._host.call(self._in_time(call, dispatch))
-        answer.add_done_callback(partial(self._call_ended, in_flight))
+        in_flight.pending = self._host.call(self._in_time(call, dispatch), partial(self._guarded, self._take_answer, in_flight))
 
-    def _call_ended(self, in_flight: _InFlight, answer: "asyncio.Future[Answer]") -> None:
-        if in_flight.pending is answer and not answer.cancelled():
-            in_flight.pending = None
-            self._guarded(self._take_answer, in_flight, answer)
-
-    def _take_answer(self, in_flight: _InFlight, future: "asyncio.Future[Answer]") -> None:
+    def _take_answer(self, in_flight: _InFlight, answer: Answer) -> None:
         """What follows from the answer of the call that was made last."""
-        answer, dispatch, call = future.result(), in_flight.dispatch, in_flight.call
+        in_flight.pending = None
+        dispatch, call = in_flight.dispatch, in_flight.call
         assert dispatch is not None
         assert call is not None
         took_s = self._loop.time() - in_flight.began
@@ -414,8 +463,8 @@ class SagaDriver:
                 self._answer_missing(in_flight, dispatch, error, spent_s)
             case StaleEpoch(message):
                 refused = self._refused(in_flight, dispatch, message, spent_s)
-                in_flight.pending = self._loop.create_task(refused, name=f"{self.saga_id}/{in_flight.path}")
-                in_flight.pending.add_done_callback(self._refusal_looked_into)
+                looking = in_flight.pending = self._loop.create_task(refused, name=f"{self.saga_id}/{in_flight.path}")
+                looking.add_done_callback(self._refusal_looked_into)
             case NotOffered() | Busy():
                 self._not_taken(in_flight, answer)
             case _:

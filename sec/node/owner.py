@@ -19,7 +19,7 @@ from sec.core.errors import CorruptLog
 from sec.core.records import Commanded, Created, Done, Epoch, Fault, Record, SagaId, SecNodeName, StartRequested
 from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
-from sec.dispatch.calls import Answer, Call
+from sec.dispatch.calls import Answer, Call, Pending, Tell
 from sec.dispatch.directory import Directory
 from sec.node import failpoints
 from sec.node.claims import Claims
@@ -32,7 +32,7 @@ from sec.store.errors import Fenced, WrongState
 from sec.store.keys import Keys
 from sec.store.kv import KeyValue, KvError, LeaseNotFound
 from sec.store.mirror import Mirror
-from sec.store.sagas import Claimed, GiveUp, Ownership, SagaHead, SagaStore, Submitted
+from sec.store.sagas import Claimed, GiveUp, Ownership, SagaHead, SagaStore, Submitted, Written
 from sec.store.session import Session
 from sec.summaries import Summary, summary_of, unreadable_summary
 
@@ -278,7 +278,8 @@ class Owner:
     @contextmanager
     def _taking_on(self, saga_ids: Sequence[SagaId]) -> Iterator[None]:
         """While their owner keys are written, read back and made drivers of. Without it the sweep would give them up in the middle."""
-        self._coming.update(saga_ids)
+        for saga_id in saga_ids:
+            self._coming[saga_id] += 1
         try:
             yield
         finally:
@@ -391,7 +392,7 @@ class Owner:
                 return count
         return min(len(events), limits.records_per_append)
 
-    async def append(self, driver: SagaDriver, ready: Ready) -> None:
+    def append(self, driver: SagaDriver, ready: Ready, written: Written) -> None:
         session = self._session
         if session is None:
             raise Fenced(f'SEC node "{self._settings.name}" has no session: saga "{driver.saga_id}" is not its own any more.')
@@ -402,11 +403,12 @@ class Owner:
         if ready.course is not state.course or ready.mishaps != state.mishaps or held_otherwise:
             summary = summary_of(driver.head, ready.course, ready.mishaps, controls=ready.controls, now_us=self._clock_us())
         commands = [record.command_id for record in ready.records if isinstance(record, Commanded)]
-        await self._sagas.append(
+        self._sagas.append(
             driver.saga_id,
             driver.epoch,
             state.next_sequence,
             ready.records,
+            written,
             summary=summary,
             ended=ready.course.ended,
             give_up=self._give_up(session),
@@ -414,8 +416,8 @@ class Owner:
             wanted=lambda: not driver.closed,
         )
 
-    def call(self, call: Call) -> "asyncio.Future[Answer]":
-        return self._directory.call(call)
+    def call(self, call: Call, tell: Tell) -> Pending:
+        return self._directory.call(call, tell)
 
     def called(self, call: Call, answer: Answer, took_s: float) -> None:
         self.on_call(call, answer, took_s)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sec_model import Payload
 
 from sec.core.records import Fault, SecNodeName
-from sec.dispatch.calls import Answer, Answered, Busy, Call, StaleEpoch, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, Pending, StaleEpoch, Tell, Unanswered, told
 from sec.dispatch.directory import Directory
 from sec.sim.effects import Refused
 from sec.sim.loop import WORLD, SimLoop
@@ -58,9 +58,9 @@ class SimDirectory(Directory):
         for listener in self._listeners:
             listener()
 
-    def call(self, call: Call) -> "asyncio.Future[Answer]":
+    def call(self, call: Call, tell: Tell) -> Pending:
         self._world.dispatched(self._world.members[self._name], call)
-        return asyncio.get_running_loop().create_task(self._answer(call))
+        return told(asyncio.get_running_loop().create_task(self._answer(call)), tell)
 
     async def _answer(self, call: Call) -> Answer:
         world, servers = self._world, self._world.servers

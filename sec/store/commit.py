@@ -5,11 +5,14 @@ transaction succeeds or fails by its own compares: one fenced saga does not fail
 """
 
 import asyncio
+import logging
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
 from msgspec import Struct
 
-from sec.store.kv import MAX_TXN_BYTES, MAX_TXN_OPS, Delete, Get, Kv, KvError, KvRefused, LeaseNotFound, Put, Txn, TxnResult
+from sec.store.kv import MAX_TXN_BYTES, MAX_TXN_OPS, Delete, Get, Kv, KvError, KvRefused, LeaseNotFound, Op, Put, Txn, TxnResult
 
 MAX_OPS_PER_SAGA = 48
 """The most operations or compares that one small transaction has. Most have less than ten."""
@@ -19,13 +22,16 @@ IN_FLIGHT = 4
 """Transactions under way at once: enough to keep etcd's disk busy; more only make each of them smaller."""
 
 
-class _Waiting(Struct):
+_log = logging.getLogger(__name__)
+
+
+class _Waiting(Struct, gc=False):
     saga_id: str
     txn: Txn
     size: int
     ops: int
     since: float
-    answer: "asyncio.Future[TxnResult]"
+    take: Callable[[TxnResult | BaseException], None]
 
 
 class GroupCommit:
@@ -62,19 +68,23 @@ class GroupCommit:
         ages = [now - began for began in list(self._in_flight.values())]  # a copy: metrics are read on another thread
         return max([*ages, self._last_took_s if now - self._last_ended < within_s else 0.0])
 
-    async def commit(self, saga_id: str, txn: Txn) -> TxnResult:
-        """Carries out a transaction on keys of one saga. Its `revision` is that of the whole bundle.
+    def commit(self, saga_id: str, txn: Txn) -> "asyncio.Future[TxnResult]":
+        """Carries out a transaction on keys of one saga. The `revision` of its result is that of the whole bundle.
 
-        Raises what `Kv.txn` raises. When the caller is cancelled the transaction may still be carried out.
+        The future raises what `Kv.txn` raises. When it is cancelled the transaction may still be carried out.
         """
+        answer: asyncio.Future[TxnResult] = self._loop.create_future()
+        self.send(saga_id, txn, partial(_settle, answer))
+        return answer
+
+    def send(self, saga_id: str, txn: Txn, take: Callable[[TxnResult | BaseException], None]) -> None:
+        """The same for who does not wait: `take` gets the result later, or what the future would have raised."""
         ops = max(len(txn.compares), len(txn.then), len(txn.otherwise))
         assert ops <= MAX_OPS_PER_SAGA
-        answer: asyncio.Future[TxnResult] = self._loop.create_future()
         size = _size(txn)
-        self._waiting.append(_Waiting(saga_id, txn, size, ops, self._loop.time(), answer))
+        self._waiting.append(_Waiting(saga_id, txn, size, ops, self._loop.time(), take))
         self.waiting_bytes += size
         self._schedule()
-        return await answer
 
     async def close(self) -> None:
         """Waits for what is in flight. Call it when nobody commits any more."""
@@ -137,18 +147,32 @@ class GroupCommit:
         else:
             for waiting, answer in zip(bundle, result.results, strict=True):
                 assert isinstance(answer, TxnResult)
-                if not waiting.answer.done():
-                    waiting.answer.set_result(answer)
+                _tell(waiting, answer)
 
 
 def _fail(bundle: list[_Waiting], error: BaseException) -> None:
     for waiting in bundle:
-        if waiting.answer.done():
-            continue
-        if isinstance(error, Exception):
-            waiting.answer.set_exception(error)
-        else:
-            waiting.answer.cancel()
+        _tell(waiting, error)
+
+
+def _tell(waiting: _Waiting, result: TxnResult | BaseException) -> None:
+    try:
+        waiting.take(result)
+    except Exception:
+        _log.exception(
+            "A fault of ours after a write of saga %s, which the other writes beside it must not suffer from.", waiting.saga_id
+        )
+
+
+def _settle(answer: "asyncio.Future[TxnResult]", result: TxnResult | BaseException) -> None:
+    if answer.done():
+        return  # nobody waits any more
+    if isinstance(result, TxnResult):
+        answer.set_result(result)
+    elif isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.cancel()
 
 
 def _size(txn: Txn) -> int:
@@ -156,12 +180,18 @@ def _size(txn: Txn) -> int:
     size = 16
     for compare in txn.compares:
         size += len(compare.key) + 24
-    for op in (*txn.then, *txn.otherwise):
-        match op:
-            case Put(key, value):
-                size += len(key) + len(value) + 24
-            case Get(key) | Delete(key):
-                size += len(key) + 24
-            case Txn():
-                size += _size(op)
+    for op in txn.then:
+        size += len(op.key) + len(op.value) + 24 if type(op) is Put else _op_size(op)
+    for op in txn.otherwise:
+        size += _op_size(op)
     return size
+
+
+def _op_size(op: Op) -> int:
+    match op:
+        case Put(key, value):
+            return len(key) + len(value) + 24
+        case Get(key) | Delete(key):
+            return len(key) + 24
+        case Txn():
+            return _size(op)

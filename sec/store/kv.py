@@ -59,7 +59,7 @@ class Compacted(KvError):
     """The revision asked for is older than what the store keeps. Read the present state, and go on from its revision."""
 
 
-class KeyValue(Struct, frozen=True):
+class KeyValue(Struct, frozen=True, gc=False):
     """A key as it stood at the revision of the answer. `version` counts the puts since it was created: 1 for the first."""
 
     key: bytes
@@ -73,6 +73,8 @@ class KeyValue(Struct, frozen=True):
 class Target(Enum):
     """What a `Compare` looks at. A key that does not exist has VERSION, CREATE and MOD 0."""
 
+    __hash__ = object.__hash__  # that of Enum is slow, and these are looked up for every write
+
     VERSION = "version"
     CREATE = "create"
     MOD = "mod"
@@ -82,13 +84,15 @@ class Target(Enum):
 class Relation(Enum):
     """How a `Compare` relates the key's target to its operand."""
 
+    __hash__ = object.__hash__  # that of Enum is slow, and these are looked up for every write
+
     EQUAL = "="
     NOT_EQUAL = "!="
     GREATER = ">"
     LESS = "<"
 
 
-class Compare(Struct, frozen=True):
+class Compare(Struct, frozen=True, gc=False):
     """True when `target` of `key` stands in `relation` to `operand` (bytes for VALUE, an int otherwise)."""
 
     key: bytes
@@ -112,7 +116,7 @@ def created_at(key: bytes, revision: int) -> Compare:
     return Compare(key, Target.CREATE, Relation.EQUAL, revision)
 
 
-class Get(Struct, frozen=True):
+class Get(Struct, frozen=True, gc=False):
     """Reads one key, or with `range_end` all keys in [key, range_end), in key order."""
 
     key: bytes
@@ -122,7 +126,7 @@ class Get(Struct, frozen=True):
     keys_only: bool = False
 
 
-class Put(Struct, frozen=True):
+class Put(Struct, frozen=True, gc=False):
     """Writes a key; with a lease it goes when the lease goes. A put with another lease moves the key to that one."""
 
     key: bytes
@@ -130,14 +134,14 @@ class Put(Struct, frozen=True):
     lease: LeaseId = NO_LEASE
 
 
-class Delete(Struct, frozen=True):
+class Delete(Struct, frozen=True, gc=False):
     """Deletes one key, or with `range_end` all keys in [key, range_end)."""
 
     key: bytes
     range_end: bytes | None = None
 
 
-class Txn(Struct, frozen=True):
+class Txn(Struct, frozen=True, gc=False):
     """If every compare holds, `then` is carried out, else `otherwise`."""
 
     compares: Sequence[Compare] = ()
@@ -148,7 +152,7 @@ class Txn(Struct, frozen=True):
 Op = Get | Put | Delete | Txn
 
 
-class GetResult(Struct, frozen=True):
+class GetResult(Struct, frozen=True, gc=False):
     """`more` is true when the limit cut the answer short; `count` is how many keys there are in the range."""
 
     items: tuple[KeyValue, ...]
@@ -157,23 +161,23 @@ class GetResult(Struct, frozen=True):
     revision: Revision
 
 
-class Status(Struct, frozen=True):
+class Status(Struct, frozen=True, gc=False):
     """How the server is that answers. `version` is such as "3.5.1"; `full`: the store has raised the alarm that it is out of space."""
 
     version: str
     full: bool
 
 
-class PutResult(Struct, frozen=True):
+class PutResult(Struct, frozen=True, gc=False):
     revision: Revision
 
 
-class DeleteResult(Struct, frozen=True):
+class DeleteResult(Struct, frozen=True, gc=False):
     revision: Revision
     deleted: int
 
 
-class TxnResult(Struct, frozen=True):
+class TxnResult(Struct, frozen=True, gc=False):
     """`results` answers the operations of the branch that was taken, in order. `revision` is the store's after the transaction."""
 
     succeeded: bool
@@ -189,7 +193,7 @@ class EventKind(Enum):
     DELETE = "delete"
 
 
-class Event(Struct, frozen=True):
+class Event(Struct, frozen=True, gc=False):
     """One change of one key. For DELETE, `item` has the key and the revision of the deletion as its `mod_revision`; its value is empty."""
 
     kind: EventKind
@@ -198,7 +202,7 @@ class Event(Struct, frozen=True):
     """The key before the change, when the watch asked for it."""
 
 
-class WatchBatch(Struct, frozen=True):
+class WatchBatch(Struct, frozen=True, gc=False):
     """All changes of one or more whole revisions, in order: a transaction is never split over two batches.
 
     An empty batch says only that everything up to `revision` has been delivered. The first batch of a watch is

@@ -20,7 +20,7 @@ RETRY_S = 0.5
 _log = logging.getLogger(__name__)
 
 
-class Change(Struct, frozen=True):
+class Change(Struct, frozen=True, gc=False):
     """What became of a key. `new` None: it is gone."""
 
     key: bytes
@@ -112,14 +112,12 @@ class Mirror:
             for event in batch.events:
                 if event.item.mod_revision <= self._at:
                     continue  # a check has read the range meanwhile
-                key = event.item.key
-                old = self.items.get(key)
+                item = event.item
                 if event.kind is EventKind.PUT:
-                    self.items[key] = event.item
-                    changes.append(Change(key, old, event.item))
+                    changes.append(Change(item.key, self.items.get(item.key), item))
+                    self.items[item.key] = item
                 else:
-                    self.items.pop(key, None)
-                    changes.append(Change(key, old, None))
+                    changes.append(Change(item.key, self.items.pop(item.key, None), None))
             self._at = max(self._at, batch.revision)
             self._tell(changes)
 

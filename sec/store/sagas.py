@@ -10,6 +10,7 @@ All methods may raise `KvUnavailable` (not done), `Indeterminate` (perhaps done,
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from google.protobuf.message import DecodeError
 from msgspec import Struct
@@ -56,6 +57,9 @@ GiveUp = Callable[[], bool]
 Wanted = Callable[[], bool]
 """Says that a write is to be sent again although the store has refused it."""
 
+Written = Callable[[Exception | None], None]
+"""Is told, once, that records are durable (None), or why they are not and never will be: `Fenced`, or `KvError` when they were given up."""
+
 RETRY_MAX_PAUSE_S = 1.0
 TELL_AFTER = 3
 """A write that had to be sent so often is worth a line in the log."""
@@ -71,7 +75,7 @@ def _always() -> bool:
     return True
 
 
-class SagaHead(Struct, frozen=True):
+class SagaHead(Struct, frozen=True, gc=False):
     """What a saga was submitted with."""
 
     saga_id: SagaId
@@ -86,21 +90,21 @@ class SagaHead(Struct, frozen=True):
     """The trace context of the submit, as W3C has it; empty when it had none."""
 
 
-class Ownership(Struct, frozen=True):
+class Ownership(Struct, frozen=True, gc=False):
     """Who takes a saga: an SEC node, by its session's lease."""
 
     sec_node: SecNodeName
     lease: LeaseId
 
 
-class Submitted(Struct, frozen=True):
+class Submitted(Struct, frozen=True, gc=False):
     """`created` False: the same saga was there before. `epoch` is set when it was created with an owner."""
 
     created: bool
     epoch: Epoch | None
 
 
-class StoredSaga(Struct, frozen=True):
+class StoredSaga(Struct, frozen=True, gc=False):
     """A saga as the store has it at one revision. `owner` is empty when nobody owns it. `problem` is set when it cannot be read;
     the entries are then those before the damage."""
 
@@ -115,7 +119,7 @@ class StoredSaga(Struct, frozen=True):
     """The revision at which it was submitted: another saga under the same id, after this one was removed, has another. None: that is missing."""
 
 
-class Claimed(Struct, frozen=True):
+class Claimed(Struct, frozen=True, gc=False):
     """A saga that is ours from `epoch` on."""
 
     epoch: Epoch
@@ -133,6 +137,9 @@ class SagaStore:
         self._commits = commits
         self._sec_node = sec_node
         self._clock_us = clock_us
+        self._loop = asyncio.get_running_loop()
+        self._looking: set[asyncio.Task[None]] = set()
+        """Into appends that were not written at the first try."""
 
     async def submit(
         self,
@@ -214,12 +221,13 @@ class SagaStore:
             raise WrongState(f'Saga "{saga_id}" has been started already, or was deleted meanwhile.')
         return Submitted(True, Epoch(item.create_revision) if owner else None)
 
-    async def append(
+    def append(
         self,
         saga_id: SagaId,
         epoch: Epoch,
         first_sequence: int,
         records: tuple[Record, ...],
+        written: Written,
         *,
         summary: Summary | None,
         ended: bool,
@@ -227,11 +235,11 @@ class SagaStore:
         commands: Sequence[str] = (),
         wanted: Wanted = _never,
     ) -> None:
-        """Appends records to the log of a saga that we own. `summary` is what lists show from now on, when that changes; `commands` are the
+        """Appends records to the log of a saga that we own, and tells when they are `written`, later. `summary` is what lists show from now on, when that changes; `commands` are the
         commands that these records take up, which are removed in the same transaction.
 
         With `ended` the saga goes from the active ones to those that ended, and its owner key goes too. Records that the store refuses wait
-        as long as they are `wanted`. Raises `Fenced`.
+        as long as they are `wanted`.
         """
         keys = self._keys
         log_key = keys.log_batch(saga_id, first_sequence)
@@ -251,10 +259,50 @@ class SagaStore:
         if not ended:
             then += [Delete(keys.command(saga_id, command_id)) for command_id in commands]
         txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)
-        if (await self._commit(saga_id, txn, give_up, wanted)).succeeded:
+        self._commits.send(saga_id, txn, partial(self._appended, saga_id, epoch, txn, give_up, wanted, written))
+
+    def _appended(
+        self,
+        saga_id: SagaId,
+        epoch: Epoch,
+        txn: Txn,
+        give_up: GiveUp,
+        wanted: Wanted,
+        written: Written,
+        result: TxnResult | BaseException,
+    ) -> None:
+        """By a callback, and a task only where there is more to it: every step of every saga comes by here."""
+        if isinstance(result, TxnResult):
+            if result.succeeded:
+                written(None)
+                return
+        elif not isinstance(result, Exception):
+            return  # the event loop stops
+        first = result
+
+        async def look_into() -> None:
+            try:
+                await self._look_into_append(saga_id, epoch, txn, give_up, wanted, first)
+            except (KvError, Fenced) as error:
+                written(error)
+            else:
+                written(None)
+
+        task = self._loop.create_task(look_into(), name=f"append to saga {saga_id}")
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def _look_into_append(
+        self, saga_id: SagaId, epoch: Epoch, txn: Txn, give_up: GiveUp, wanted: Wanted, first: TxnResult | Exception
+    ) -> None:
+        """Returns when the records are durable after all. Raises `Fenced`, or `KvError` when they were given up."""
+        if (await self._commit(saga_id, txn, give_up, wanted, first)).succeeded:
             return
+        put = txn.then[0]
+        assert isinstance(put, Put)
+        log_key, batch = put.key, put.value
         # Asked only now: every append would carry the question. What is under a log key does not change as long as there is the saga.
-        result = await self._commit(saga_id, Txn(then=[Get(log_key), Get(keys.owner(saga_id))]), give_up, wanted)
+        result = await self._commit(saga_id, Txn(then=[Get(log_key), Get(self._keys.owner(saga_id))]), give_up, wanted)
         present = _only(result.results[0])
         if present is not None and present.value == batch:  # an earlier try of ours landed
             return
@@ -422,14 +470,24 @@ class SagaStore:
     def _owned(self, saga_id: SagaId, epoch: Epoch) -> Compare:
         return created_at(self._keys.owner(saga_id), epoch)
 
-    async def _commit(self, saga_id: SagaId, txn: Txn, give_up: GiveUp, wanted: Wanted = _never) -> TxnResult:
-        """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module."""
+    async def _commit(
+        self,
+        saga_id: SagaId,
+        txn: Txn,
+        give_up: GiveUp,
+        wanted: Wanted = _never,
+        first: TxnResult | Exception | None = None,
+    ) -> TxnResult:
+        """Sends a transaction until it has a definite answer. Every transaction here may be sent twice: see the head of the module. `first` is
+        what came of a try that was made already."""
 
         def again(error: BaseException) -> bool:
             return isinstance(error, KvUnavailable | Indeterminate) or (isinstance(error, KvRefused) and wanted())
 
         try:
-            return await self._commits.commit(saga_id, txn)
+            if isinstance(first, Exception):
+                raise first
+            return first or await self._commits.commit(saga_id, txn)
         except KvError as error:
             if not again(error):
                 raise

@@ -30,7 +30,7 @@ from sec.node.settings import Bounds, InvalidSettings, Settings
 from sec.store import definitions
 from sec.store.commit import IN_FLIGHT, GroupCommit
 from sec.store.keys import Keys
-from sec.store.kv import KvUnavailable, Put, Txn
+from sec.store.kv import KvUnavailable, Put, Txn, TxnResult
 from sec.store.memory import MemoryEtcd, MemoryKv
 
 SMALL = Bounds(active=20, submits=8)
@@ -242,12 +242,12 @@ async def test_writes_that_wait_for_the_store_close_the_door() -> None:
     kv = MemoryKv(MemoryEtcd(), latency_s=3600)
     commits = GroupCommit(kv, timeout_s=3600)
     door = Door(SecNodeName("n1"), Bounds(waiting_bytes=1_000), lambda: 0, commits)
-    writes: list[asyncio.Task[object]] = []
+    writes: list[asyncio.Future[TxnResult]] = []
     try:
         for number in range(IN_FLIGHT + 1):
             assert not door.overload
             with door.write("The submit", starts=True):
-                writes.append(asyncio.create_task(commits.commit(f"s{number}", Txn(then=[Put(b"k", bytes(2_000))]))))
+                writes.append(commits.commit(f"s{number}", Txn(then=[Put(b"k", bytes(2_000))])))
             await until(
                 lambda n=number: commits.transactions == min(n + 1, IN_FLIGHT) and commits.depth == max(0, n + 1 - IN_FLIGHT)
             )

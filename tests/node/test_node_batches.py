@@ -14,7 +14,7 @@ from waiting_support import until
 
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 from sec.dispatch import stream as stream_module
-from sec.dispatch.calls import Answered, Busy, Call, NotOffered, StaleEpoch, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, StaleEpoch, Unanswered
 from sec.dispatch.endpoint import Endpoint
 
 MAX_OUTPUT_BYTES = 1_000
@@ -75,6 +75,13 @@ def call(node: str, *, phase: Phase = Phase.DO, params: bytes = b"p", timeout_s:
     )
 
 
+def made(endpoint: Endpoint, call: Call) -> "asyncio.Future[Answer]":
+    """The answer of a call."""
+    answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    endpoint.call(call, answer.set_result)
+    return answer
+
+
 @asynccontextmanager
 async def connected(play: Callable[[pb.BatchRequest, Any], Awaitable[None]]) -> AsyncIterator[tuple[Server, Endpoint]]:
     """The server on a real socket, and an endpoint that knows it."""
@@ -103,7 +110,7 @@ async def answer_all(message: pb.BatchRequest, context: Any) -> None:
 async def test_calls_that_are_made_together_share_a_message_and_each_has_its_own_answer() -> None:
     async with connected(answer_all) as (server, endpoint):
         answers = await asyncio.gather(
-            *(endpoint.call(call(str(n))) for n in range(100)), endpoint.call(call("u", phase=Phase.UNDO))
+            *(made(endpoint, call(str(n))) for n in range(100)), made(endpoint, call("u", phase=Phase.UNDO))
         )
     assert answers == [*(Answered(Payload("", str(n).encode())) for n in range(100)), Answered(None)]
     assert [len(message.calls) for message in server.messages] == [101]
@@ -112,7 +119,7 @@ async def test_calls_that_are_made_together_share_a_message_and_each_has_its_own
 
 async def test_a_call_says_all_that_it_says_by_itself() -> None:
     async with connected(answer_all) as (server, endpoint):
-        await asyncio.gather(endpoint.call(call("n")), endpoint.call(call("n", phase=Phase.UNDO, timeout_s=60.0)))
+        await asyncio.gather(made(endpoint, call("n")), made(endpoint, call("n", phase=Phase.UNDO, timeout_s=60.0)))
     do, undo = server.messages[0].calls
     about = pb.Call(saga_id="s1", saga_uid="u1", node="n", action="step", idempotency_key="u1/n", epoch=7, attempt=2, sec_node="n1")
     params = common_pb2.Payload(content_type="text/plain", data=b"p")
@@ -132,7 +139,7 @@ async def test_each_call_has_a_status_of_its_own() -> None:
             await context.write(_answers(pb.BatchedAnswer(id=each.id, status=status)))
 
     async with connected(play) as (_, endpoint):
-        answers = await asyncio.gather(*(endpoint.call(call(node)) for node in ("stale", "busy", "elsewhere", "odd")))
+        answers = await asyncio.gather(*(made(endpoint, call(node)) for node in ("stale", "busy", "elsewhere", "odd")))
         text = f'The action of "step" at {endpoint.address} ended with INTERNAL: why'
     assert answers == [StaleEpoch("why"), Busy(), NotOffered(), Unanswered(Fault(text, "internal"))]
 
@@ -149,7 +156,7 @@ async def test_what_is_no_answer_says_nothing_about_the_effect() -> None:
         )
 
     async with connected(play) as (_, endpoint):
-        answers = await asyncio.gather(endpoint.call(call("n")), endpoint.call(call("n", phase=Phase.UNDO)))
+        answers = await asyncio.gather(made(endpoint, call("n")), made(endpoint, call("n", phase=Phase.UNDO)))
     assert [answer.error.code for answer in answers if isinstance(answer, Unanswered)] == ["empty_answer", "empty_answer"]
 
 
@@ -158,7 +165,7 @@ async def test_a_call_without_an_answer_ends_in_its_time_and_keeps_no_other_wait
         await answer_all(pb.BatchRequest(calls=[c for c in message.calls if c.do_request.call.node == "answered"]), context)
 
     async with connected(play) as (_, endpoint):
-        silent, answered = await asyncio.gather(endpoint.call(call("silent", timeout_s=0.05)), endpoint.call(call("answered")))
+        silent, answered = await asyncio.gather(made(endpoint, call("silent", timeout_s=0.05)), made(endpoint, call("answered")))
     assert isinstance(silent, Unanswered)
     assert silent.error.code == "deadline_exceeded"
     assert answered == Answered(Payload("", b"answered"))
@@ -171,9 +178,9 @@ async def test_calls_have_unknown_outcomes_when_the_stream_breaks_and_the_next_o
         await answer_all(message, context)
 
     async with connected(play) as (server, endpoint):
-        answers = await asyncio.gather(endpoint.call(call("break")), endpoint.call(call("beside")))
+        answers = await asyncio.gather(made(endpoint, call("break")), made(endpoint, call("beside")))
         assert [a.error.code for a in answers if isinstance(a, Unanswered)] == ["unavailable", "unavailable"]
-        assert await endpoint.call(call("after")) == Answered(Payload("", b"after"))
+        assert await made(endpoint, call("after")) == Answered(Payload("", b"after"))
         assert server.streams == 2
         assert not server.by_themselves
 
@@ -183,7 +190,7 @@ async def test_a_server_that_ends_the_stream_leaves_outcomes_unknown() -> None:
         raise EndOfStream
 
     async with connected(play) as (_, endpoint):
-        answer = await endpoint.call(call("n"))
+        answer = await made(endpoint, call("n"))
     assert isinstance(answer, Unanswered)
     assert answer.error.code == "unavailable"
 
@@ -193,9 +200,9 @@ async def test_a_server_that_takes_no_batches_after_all_is_called_by_itself() ->
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no batches here")
 
     async with connected(play) as (server, endpoint):
-        answers = await asyncio.gather(endpoint.call(call("a")), endpoint.call(call("b")))
+        answers = await asyncio.gather(made(endpoint, call("a")), made(endpoint, call("b")))
         assert answers == [Answered(Payload("", b"by itself"))] * 2
-        assert await endpoint.call(call("c")) == Answered(Payload("", b"by itself"))
+        assert await made(endpoint, call("c")) == Answered(Payload("", b"by itself"))
         assert (len(server.by_themselves), server.streams) == (3, 1)
 
 
@@ -204,9 +211,9 @@ async def test_a_stream_that_broke_for_what_was_in_it_is_not_begun_again() -> No
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (9 vs. 1)")
 
     async with connected(play) as (server, endpoint):
-        first = await endpoint.call(call("n"))
+        first = await made(endpoint, call("n"))
         assert isinstance(first, Unanswered), "not busy: it may have begun"
-        assert await endpoint.call(call("n")) == Answered(Payload("", b"by itself"))
+        assert await made(endpoint, call("n")) == Answered(Payload("", b"by itself"))
         assert server.streams == 1
 
 
@@ -215,9 +222,9 @@ async def test_a_large_call_is_made_by_itself_and_messages_are_bounded(monkeypat
     monkeypatch.setattr(stream_module, "MAX_CALLS", 3)
     monkeypatch.setattr("sec.dispatch.endpoint.MAX_BYTES", 1_000)
     async with connected(answer_all) as (server, endpoint):
-        large = endpoint.call(call("large", params=b"p" * 2_000))
-        some = [endpoint.call(call(f"n{n}", params=b"p" * 400)) for n in range(4)]
-        small = [endpoint.call(call(f"s{n}")) for n in range(4)]
+        large = made(endpoint, call("large", params=b"p" * 2_000))
+        some = [made(endpoint, call(f"n{n}", params=b"p" * 400)) for n in range(4)]
+        small = [made(endpoint, call(f"s{n}")) for n in range(4)]
         await asyncio.gather(large, *some, *small)
     assert [request.call.node for request in server.by_themselves] == ["large"]
     assert [[each.do_request.call.node for each in message.calls] for message in server.messages] == [
@@ -230,11 +237,15 @@ async def test_a_large_call_is_made_by_itself_and_messages_are_bounded(monkeypat
 async def test_a_call_that_is_given_up_before_it_is_sent_is_not_made(monkeypatch: Any) -> None:
     monkeypatch.setattr(stream_module, "MAX_CALLS", 1)
     async with connected(answer_all) as (server, endpoint):
-        first, given_up, last = (endpoint.call(call(name)) for name in ("first", "given up", "last"))
+        told: list[Answer] = []
+        first = made(endpoint, call("first"))
+        given_up = endpoint.call(call("given up"), told.append)
+        last = made(endpoint, call("last"))
         await asyncio.sleep(0)  # they have begun, and the first is about to be sent
         given_up.cancel()
-        await asyncio.wait([first, given_up, last])
-        assert given_up.cancelled()
+        await asyncio.wait([first, last])
+        assert endpoint.in_flight == 0
+        assert not told
         assert last.result() == Answered(Payload("", b"last"))
     assert [each.do_request.call.node for message in server.messages for each in message.calls] == ["first", "last"]
 
@@ -245,7 +256,7 @@ async def test_an_output_that_is_too_large_is_no_failure() -> None:
         await context.write(_answers(pb.BatchedAnswer(id=each.id, do_response=_output(b"x" * (MAX_OUTPUT_BYTES + 1)))))
 
     async with connected(play) as (_, endpoint):
-        answer = await endpoint.call(call("n"))
+        answer = await made(endpoint, call("n"))
     assert isinstance(answer, Unanswered)
     assert answer.error.code == "output_too_large"
 
@@ -261,8 +272,8 @@ async def test_what_is_not_wanted_any_more_is_told_once_it_is_sent_and_answered_
 
     async with connected(play) as (server, endpoint):
         endpoint.cancel("u1/of another stream")
-        calls = [endpoint.call(call(node)) for node in ("a", "b", "c")]
-        calls.append(endpoint.call(call("a", phase=Phase.UNDO)))
+        calls = [made(endpoint, call(node)) for node in ("a", "b", "c")]
+        calls.append(made(endpoint, call("a", phase=Phase.UNDO)))
         for key in ("u1/a", "u1/c", "u1/nobody's"):
             endpoint.cancel(key)
         await until(lambda: len(waiting) == 4)
@@ -279,13 +290,13 @@ async def test_what_is_not_wanted_any_more_is_told_once_it_is_sent_and_answered_
 
 async def test_an_empty_message_is_not_sent_for_a_call_that_nobody_makes() -> None:
     async with connected(answer_all) as (server, endpoint):
-        await endpoint.call(call("a"))
+        await made(endpoint, call("a"))
         endpoint.cancel("u1/a")
-        await endpoint.call(call("b"))
+        await made(endpoint, call("b"))
     assert [len(message.calls) for message in server.messages] == [1, 1]
 
 
 async def test_a_call_that_is_known_not_to_be_wanted_says_so() -> None:
     async with connected(answer_all) as (server, endpoint):
-        await asyncio.gather(endpoint.call(call("a", cancelled=True)), endpoint.call(call("b")))
+        await asyncio.gather(made(endpoint, call("a", cancelled=True)), made(endpoint, call("b")))
     assert [each.do_request.call.cancelled for each in server.messages[0].calls] == [True, False]

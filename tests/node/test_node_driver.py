@@ -12,9 +12,9 @@ from waiting_support import until
 from sec.core.decide import Begin, Event, Ordered, Ready
 from sec.core.records import Created, Epoch, Fault, OutcomeUnknown, OwnerChanged, Record, SagaId, SecNodeName, StartRequested
 from sec.core.state import SagaState
-from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, Pending, Tell, Unanswered
 from sec.node.driver import SagaDriver
-from sec.store.sagas import SagaHead
+from sec.store.sagas import SagaHead, Written
 
 A = NodePath("a")
 HOUR = RetryPolicy(initial_backoff_s=3600, max_backoff_s=3600)
@@ -51,20 +51,23 @@ class FakeHost:
     def at_most(self, events: list[Event]) -> int:
         return 1
 
-    async def append(self, driver: SagaDriver, ready: Ready) -> None:
-        if any(self.holding(record) for record in ready.records):
-            self.held.set()
-            await self.gate.wait()
-        self.written += ready.records
+    def append(self, driver: SagaDriver, ready: Ready, written: Written) -> None:
+        async def write() -> None:
+            if any(self.holding(record) for record in ready.records):
+                self.held.set()
+                await self.gate.wait()
+            self.written += ready.records
+            written(None)
 
-    def call(self, call: Call) -> "asyncio.Future[Answer]":
+        self.writing = asyncio.get_running_loop().create_task(write())
+
+    def call(self, call: Call, tell: Tell) -> Pending:
         self.calls.append(call)
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         done = Answered(None if call.phase is Phase.UNDO else Payload.json(1))
-        answer.set_result(self.answers.pop(0) if self.answers else done)
-        if isinstance(answer.result(), NotOffered):
+        answer = self.answers.pop(0) if self.answers else done
+        if isinstance(answer, NotOffered):
             self.offered = frozenset()
-        return answer
+        return asyncio.get_running_loop().call_soon(tell, answer)
 
     def called(self, call: Call, answer: Answer, took_s: float) -> None: ...
 

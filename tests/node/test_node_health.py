@@ -31,10 +31,14 @@ async def test_a_node_whose_steps_do_not_come_forward_is_not_serving_until_they_
         member = c.members["n1"]
         gate = asyncio.Event()
         append = member.node.sagas.append
+        waiting: list[asyncio.Task[None]] = []
 
-        async def held(*args: Any, **kwargs: Any) -> None:
-            await gate.wait()
-            await append(*args, **kwargs)
+        def held(*args: Any, **kwargs: Any) -> None:
+            async def late() -> None:
+                await gate.wait()
+                append(*args, **kwargs)
+
+            waiting.append(asyncio.create_task(late()))
 
         member.node.sagas.append = held  # type: ignore[method-assign]
 
@@ -76,9 +80,9 @@ async def test_writes_that_wait_for_the_store_are_trouble() -> None:
     writes = []
     try:
         for number in range(IN_FLIGHT):
-            writes.append(asyncio.create_task(commits.commit(f"s{number}", Txn())))
+            writes.append(commits.commit(f"s{number}", Txn()))
             await until(lambda n=number: len(commits._in_flight) == n + 1)  # noqa: SLF001
-        writes.append(asyncio.create_task(commits.commit("late", Txn())))
+        writes.append(commits.commit("late", Txn()))
         await until(lambda: progress.trouble)
         assert progress.trouble.startswith("1 writes wait for the store; the first has for ")
     finally:

@@ -97,7 +97,7 @@ async def test_a_saga_that_its_owner_does_not_drive_is_given_up_and_claimed(
 
 
 async def test_a_dispatch_that_ends_by_a_fault_of_ours_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_down(self: Directory, call: object) -> None:
+    def break_down(self: Directory, call: object, tell: object) -> None:
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(Directory, "call", break_down)

@@ -1,7 +1,9 @@
 """What the tests of sagas in the store share: a store for one SEC node, and small sagas to put there."""
 
+import asyncio
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 from sec_model import Deadline, Definition, Payload, Saga, action, compile_graph
 from sec_model.codec import definition_bytes
@@ -46,6 +48,16 @@ class Desk:
         self.sagas = SagaStore(self.kv, self.keys, self.commits, SecNodeName(self.name), lambda: next(ticks))
         self.definitions = DefinitionStore(self.kv, self.keys)
         self.listing = SagaListing(self.kv, self.keys)
+
+    async def append(self, *args: Any, **kwargs: Any) -> None:
+        """`SagaStore.append` as what it comes to."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def take(error: Exception | None) -> None:
+            written.set_result(None) if error is None else written.set_exception(error)
+
+        self.sagas.append(*args, written=take, **kwargs)
+        await written
 
     async def join(self) -> "Desk":
         self.lease = await self.kv.lease_grant(60)

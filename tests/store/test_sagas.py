@@ -54,7 +54,7 @@ async def memory_desk(memory_kv: MemoryKv, prefix: bytes) -> Desk:
 
 
 async def append(desk: Desk, saga_id: str, epoch: Epoch, sequence: int, *records: object, give_up=NEVER, wanted=NEVER) -> None:
-    await desk.sagas.append(
+    await desk.append(
         SagaId(saga_id),
         epoch,
         sequence,
@@ -190,7 +190,7 @@ class TestAppend:
         epoch = (await desk.submit(head)).epoch
         assert epoch is not None
         records = (SUCCEEDED, Done(Outcome.DONE))
-        await desk.sagas.append(head.saga_id, epoch, 4, records, summary=summary(head, DONE), ended=True, give_up=NEVER)
+        await desk.append(head.saga_id, epoch, 4, records, summary=summary(head, DONE), ended=True, give_up=NEVER)
         assert (await desk.sagas.load(head.saga_id)).owner == ""
         found, _ = await desk.listing.page(ListFilter(), 10, "")
         assert [(s.saga_id, s.state) for s in found] == [("s1", DONE)]
@@ -239,7 +239,7 @@ class TestAppend:
         assert isinstance(kv, MemoryKv)
         kv.lose_next_answer() if landed else kv.drop_next_write()
         last = summary(head, DONE) if ended else None
-        await memory_desk.sagas.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=last, ended=ended, give_up=NEVER)
+        await memory_desk.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=last, ended=ended, give_up=NEVER)
         assert [e.sequence for e in (await memory_desk.sagas.load(head.saga_id)).entries] == [1, 2, 3, 4]
 
     async def test_what_is_given_up_says_whether_it_is_known(self, memory_desk: Desk) -> None:
@@ -376,7 +376,7 @@ class TestCommands:
         epoch = (await desk.submit(head)).epoch
         assert epoch is not None
         assert await desk.sagas.command(head.saga_id, "before", b"x", NEVER)
-        await desk.sagas.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=summary(head, DONE), ended=True, give_up=NEVER)
+        await desk.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=summary(head, DONE), ended=True, give_up=NEVER)
         for saga_id in ("ended", "nobody"):
             assert not await desk.sagas.command(SagaId(saga_id), "late", b"x", NEVER)
         assert await self.waiting(desk) == 0, "what an ended saga did not take up goes with it"
@@ -524,7 +524,7 @@ class TestList:
         head = await desk.head("e1")
         epoch = (await desk.submit(head)).epoch
         assert epoch is not None
-        await desk.sagas.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=summary(head, DONE), ended=True, give_up=NEVER)
+        await desk.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=summary(head, DONE), ended=True, give_up=NEVER)
         stuck = await desk.sagas.load(SagaId("a2"))
         await desk.sagas.update_summary(SagaId("a2"), stuck.entries[0].epoch, summary(stuck.head, STUCK), NEVER)
         expected = ["a2", "a1", "a3", "c1", "e1"]
@@ -588,7 +588,7 @@ class TestRemoval:
         head = await desk.head(saga_id)
         epoch = (await desk.submit(head)).epoch
         assert epoch is not None
-        await desk.sagas.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=summary(head, DONE), ended=True, give_up=NEVER)
+        await desk.append(head.saga_id, epoch, 4, (SUCCEEDED,), summary=summary(head, DONE), ended=True, give_up=NEVER)
         return (await desk.kv.get(Get(desk.keys.ended(head.saga_id)))).items[0]
 
     async def keys_of(self, desk: Desk, saga_id: str) -> set[bytes]:

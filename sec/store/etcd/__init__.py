@@ -2,6 +2,7 @@
 
 config     where the endpoints are, credentials, timing
 codec      the port's values to etcd's messages and back
+wire       what those are made of that are laid by hand
 errors     what every error of etcd and gRPC means: the only place that knows
 channel    channels to several endpoints, failover, authentication
 watch      many watches on one stream that moves between endpoints

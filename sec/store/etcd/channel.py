@@ -46,6 +46,10 @@ class Member:
         self.target = endpoint.target
         self.channel = _open_channel(endpoint, config)
         self.kv = rpc.KVStub(self.channel)
+        self.txn: grpc.aio.UnaryUnaryMultiCallable[bytes, Any] = self.channel.unary_unary(
+            "/etcdserverpb.KV/Txn", response_deserializer=rpc.TxnResponse.FromString
+        )
+        """Takes a transaction as bytes."""
         self.lease = rpc.LeaseStub(self.channel)
         self.watch = rpc.WatchStub(self.channel)
         self.maintenance = rpc.MaintenanceStub(self.channel)

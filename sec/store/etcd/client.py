@@ -36,10 +36,10 @@ class EtcdKv:
         return self._opened
 
     async def txn(self, txn: Txn, *, timeout_s: float | None = None) -> TxnResult:
-        message = codec.txn_request(txn)
+        message = codec.txn_bytes(txn)
 
         def send(member: Member, metadata: Metadata, attempt_s: float) -> Any:
-            return member.kv.Txn(message, metadata=metadata, timeout=attempt_s)
+            return member.txn(message, metadata=metadata, timeout=attempt_s)
 
         answer = await self._pool.call("carry out a transaction", send, repeat=Repeat.NEVER, timeout_s=timeout_s)
         return codec.txn_result(txn, answer)

@@ -1,11 +1,13 @@
 """The port's values to etcd's messages and back. No I/O, no decisions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, assert_never
 
 from aetcd import rpc
 
+from sec.store.etcd.wire import VARINT, tag
 from sec.store.kv import (
+    Compare,
     Delete,
     DeleteResult,
     Event,
@@ -25,67 +27,91 @@ from sec.store.kv import (
     TxnResult,
 )
 
+_VARIANTS = {
+    Target.VERSION: rpc.Compare.VERSION,
+    Target.CREATE: rpc.Compare.CREATE,
+    Target.MOD: rpc.Compare.MOD,
+    Target.VALUE: rpc.Compare.VALUE,
+}
 _RELATIONS = {
     Relation.EQUAL: rpc.Compare.EQUAL,
     Relation.NOT_EQUAL: rpc.Compare.NOT_EQUAL,
     Relation.GREATER: rpc.Compare.GREATER,
     Relation.LESS: rpc.Compare.LESS,
 }
-_TARGETS = {
-    Target.VERSION: (rpc.Compare.VERSION, "version"),
-    Target.CREATE: (rpc.Compare.CREATE, "create_revision"),
-    Target.MOD: (rpc.Compare.MOD, "mod_revision"),
-    Target.VALUE: (rpc.Compare.VALUE, "value"),
-}
 
 
 def range_request(get: Get, *, revision: Revision | None = None, serializable: bool = False) -> Any:
-    message = rpc.RangeRequest(revision=revision or 0, serializable=serializable)
-    _fill_range(message, get)
-    return message
+    return rpc.RangeRequest(
+        key=get.key,
+        range_end=get.range_end or b"",
+        limit=get.limit,
+        keys_only=get.keys_only,
+        revision=revision or 0,
+        serializable=serializable,
+    )
 
 
-def _fill_range(message: Any, get: Get) -> None:
-    message.key = get.key
-    message.range_end = get.range_end or b""
-    message.limit = get.limit
-    message.keys_only = get.keys_only
+# Transactions are laid by hand: each step of a saga is one, nested in another. The numbers of the fields are those of etcd's rpc.proto.
+
+_COMPARE, _SUCCESS, _FAILURE = tag(1), tag(2), tag(3)
+_OPERAND = {
+    Target.VERSION: tag(4, counted=True),
+    Target.CREATE: tag(5, counted=True),
+    Target.MOD: tag(6, counted=True),
+    Target.VALUE: tag(7),
+}
+_HOW = {
+    (target, relation): tag(1, counted=True) + VARINT[result] + tag(2, counted=True) + VARINT[variant] + tag(3)
+    for target, variant in _VARIANTS.items()
+    for relation, result in _RELATIONS.items()
+}
+"""What stands in a comparison before its key."""
+_RANGE, _PUT, _DELETE, _TXN = tag(1), tag(2), tag(3), tag(4)
+_KEY = tag(1)
+_VALUE, _LEASE = tag(2), tag(3, counted=True)
+_RANGE_END = tag(2)
 
 
-def txn_request(txn: Txn) -> Any:
-    message = rpc.TxnRequest()
-    _fill_txn(message, txn)
-    return message
-
-
-def _fill_txn(message: Any, txn: Txn) -> None:
-    """In place: a message that is made of messages copies each of them, those of nested transactions at each level."""
+def txn_bytes(txn: Txn) -> bytes:
+    """The `TxnRequest` of a transaction."""
+    data = b""
     for compare in txn.compares:
-        target, field = _TARGETS[compare.target]
-        filled = message.compare.add(key=compare.key, target=target, result=_RELATIONS[compare.relation])
-        setattr(filled, field, compare.operand)
+        part = _compare_bytes(compare)
+        data += _COMPARE + VARINT[len(part)] + part
     for op in txn.then:
-        _fill_op(message.success.add(), op)
+        part = _op_bytes(op)
+        data += _SUCCESS + VARINT[len(part)] + part
     for op in txn.otherwise:
-        _fill_op(message.failure.add(), op)
+        part = _op_bytes(op)
+        data += _FAILURE + VARINT[len(part)] + part
+    return data
 
 
-def _fill_op(message: Any, op: Op) -> None:
+def _compare_bytes(compare: Compare) -> bytes:
+    key, target, operand = compare.key, compare.target, compare.operand
+    data = _HOW[target, compare.relation] + VARINT[len(key)] + key + _OPERAND[target]
+    return data + (VARINT[len(operand)] + operand if isinstance(operand, bytes) else VARINT[operand])
+
+
+def _op_bytes(op: Op) -> bytes:
     match op:
         case Put():
-            put = message.request_put
-            put.key = op.key
-            put.value = op.value
-            put.lease = op.lease
-        case Get():
-            _fill_range(message.request_range, op)
-        case Delete():
-            delete = message.request_delete_range
-            delete.key = op.key
-            delete.range_end = op.range_end or b""
+            key, value = op.key, op.value
+            body = _KEY + VARINT[len(key)] + key + _VALUE + VARINT[len(value)] + value
+            if op.lease:
+                body += _LEASE + VARINT[op.lease]
+            return _PUT + VARINT[len(body)] + body
         case Txn():
-            message.request_txn.SetInParent()
-            _fill_txn(message.request_txn, op)
+            body = txn_bytes(op)
+            return _TXN + VARINT[len(body)] + body
+        case Delete():
+            key, range_end = op.key, op.range_end or b""
+            body = _KEY + VARINT[len(key)] + key + _RANGE_END + VARINT[len(range_end)] + range_end
+            return _DELETE + VARINT[len(body)] + body
+        case Get():
+            body = bytes(range_request(op).SerializeToString())
+            return _RANGE + VARINT[len(body)] + body
         case _:
             assert_never(op)
 
@@ -96,25 +122,27 @@ def txn_result(txn: Txn, answer: Any) -> TxnResult:
 
 def _txn_result(txn: Txn, answer: Any, revision: Revision) -> TxnResult:
     # etcd fills in the revision of the outermost transaction only; the nested ones happen at the same.
-    ops: Sequence[Op] = txn.then if answer.succeeded else txn.otherwise
+    succeeded = answer.succeeded
+    ops: Sequence[Op] = txn.then if succeeded else txn.otherwise
     put = PutResult(revision)
-    if all(isinstance(op, Put) for op in ops):  # most are: their answers say nothing more
-        return TxnResult(answer.succeeded, revision, (put,) * len(ops))
-    results = tuple(
-        put if isinstance(op, Put) else _op_result(op, response, revision)
-        for op, response in zip(ops, answer.responses, strict=True)
-    )
-    return TxnResult(answer.succeeded, revision, results)
+    if len(ops) == 1 and type(ops[0]) is Put:  # most are: its answer says nothing more
+        return TxnResult(succeeded, revision, (put,))
+    results = [
+        put if type(op) is Put else _op_result(op, response, revision) for op, response in zip(ops, answer.responses, strict=True)
+    ]
+    return TxnResult(succeeded, revision, tuple(results))
 
 
-def _op_result(op: Get | Delete | Txn, response: Any, revision: Revision) -> OpResult:
+def _op_result(op: Op, response: Any, revision: Revision) -> OpResult:
     match op:
-        case Get():
-            return get_result(response.response_range)
-        case Delete():
-            return DeleteResult(revision, response.response_delete_range.deleted)
         case Txn():
             return _txn_result(op, response.response_txn, revision)
+        case Delete():
+            return DeleteResult(revision, response.response_delete_range.deleted)
+        case Get():
+            return get_result(response.response_range)
+        case Put():
+            return PutResult(revision)
         case _:
             assert_never(op)
 
@@ -127,6 +155,15 @@ def key_value(kv: Any) -> KeyValue:
     return KeyValue(kv.key, kv.value, Revision(kv.create_revision), Revision(kv.mod_revision), kv.version, LeaseId(kv.lease))
 
 
-def event(message: Any) -> Event:
-    kind = EventKind.DELETE if message.type == rpc.Event.DELETE else EventKind.PUT
-    return Event(kind, key_value(message.kv), key_value(message.prev_kv) if message.HasField("prev_kv") else None)
+def events(messages: Iterable[Any], at_least: int) -> tuple[Event, ...]:
+    """The changes of a watch from this revision on."""
+    found = []
+    for message in messages:
+        kv = message.kv
+        if kv.mod_revision >= at_least:
+            kind = EventKind.DELETE if message.type == _DELETED else EventKind.PUT
+            found.append(Event(kind, key_value(kv), key_value(message.prev_kv) if message.HasField("prev_kv") else None))
+    return tuple(found)
+
+
+_DELETED = rpc.Event.DELETE

@@ -248,8 +248,7 @@ class WatchStream:
         raise _StreamEnded
 
     def _take_events(self, watch: _Watch, answer: Any) -> None:
-        at_least = watch.next or 0
-        events = tuple(codec.event(event) for event in answer.events if event.kv.mod_revision >= at_least)
+        events = codec.events(answer.events, watch.next or 0)
         if events:
             self._deliver(watch, WatchBatch(events[-1].item.mod_revision, events))
 
