@@ -25,7 +25,7 @@ IN_FLIGHT = 4
 _log = logging.getLogger(__name__)
 
 
-class _Waiting(Struct, gc=False):
+class _Waiting(Struct):
     saga_id: str
     txn: Txn
     size: int

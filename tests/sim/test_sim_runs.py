@@ -1,5 +1,6 @@
 """Runs of the simulator: that they find nothing, find what is there, and are the same every time."""
 
+import gc
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ from sec.node.driver import SagaDriver
 from sec.node.owner import Owner
 from sec.sim.network import Weather
 from sec.sim.plan import Do, Plan, SagaPlan, draw_plan
+from sec.sim.seeds import search
 from sec.sim.shrink import kind_of, shrink
 from sec.sim.world import run_plan
 
@@ -133,3 +135,16 @@ def test_the_command_counts_seeds() -> None:
     assert answer.exit_code == 0
     assert answer.output.startswith("3 seeds in ")
     assert answer.output.endswith("0 failed.\n")
+
+
+def test_a_run_leaves_nothing_behind() -> None:
+    """What cannot be collected would keep whole nodes: a value without a place in the garbage collector must not lead back to one."""
+
+    def left() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    search(range(10), enough=1)
+    before = left()
+    search(range(10, 40), enough=1)
+    assert left() - before < 500
