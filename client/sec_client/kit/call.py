@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import common_pb2
 
 from sec_client.kit.cancelling import Cancellation
-from sec_client.kit.store import Store
+from sec_client.kit.rules import Delivery
+from sec_client.kit.store import Effects, Store
 from sec_client.tracing import trace_id_of
 from sec_client.views import Phase
 
@@ -101,6 +101,7 @@ class Call:
     def __init__(
         self,
         message: pb.DoRequest | pb.UndoRequest,
+        delivery: Delivery,
         *,
         store: Store,
         logger: logging.Logger,
@@ -146,7 +147,10 @@ class Call:
         self._cancellation = cancellation or Cancellation()
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._db: sqlite3.Connection | None = None
+        self._delivery = delivery
+        self._opening = asyncio.Lock()
+        self.effects: Effects | None = None
+        """The transaction of `db`, once the handler has opened it."""
 
     @property
     def params(self) -> Any:
@@ -198,32 +202,29 @@ class Call:
             )
 
     @property
-    def db(self) -> sqlite3.Connection:
-        """The store's SQLite file, inside a transaction that is committed together with the mark that the call is finished when the
-        handler returns, and rolled back when it raises.
+    def db(self) -> Any:
+        """The store's database, inside a transaction that is committed together with the mark that the call is finished when the handler returns, and
+        rolled back when it raises: a `sqlite3.Connection` of `SqliteStore`, a connection of the driver's of `DbApiStore`, a `Session` or `AsyncSession` of
+        `SqlAlchemyStore`.
 
-        So an effect in this file happens exactly once: there is no instant at which it is there and its mark is not. An effect anywhere else (another
+        So an effect in this database happens exactly once: there is no instant at which it is there and its mark is not. An effect anywhere else (another
         database, an HTTP call) can happen, and the process die before the mark is durable; then the handler is called again with the same
         key, and must itself see to it that the effect is had once.
 
-        From first use until the handler ends every other call to this server waits: use it late and briefly. In an async handler open it by
-        `await call.open_db()`. Raises `StoreError`; `RuntimeError` in an async handler that has not opened it.
+        Use it late and briefly: of `SqliteStore` every other call to this server waits from first use until the handler ends, and other stores have few
+        connections. In an async handler open it by `await call.open_db()`. Raises `StoreError`; `RuntimeError` in an async handler that has not opened it.
         """
-        if self._db is None:
+        if self.effects is None:
             try:
                 asyncio.get_running_loop()
             except RuntimeError:
                 return asyncio.run_coroutine_threadsafe(self.open_db(), self._loop).result()
             raise RuntimeError("In an async action open the database first: db = await call.open_db().")
-        return self._db
+        return self.effects.db
 
-    async def open_db(self) -> sqlite3.Connection:
+    async def open_db(self) -> Any:
         """`db` for async handlers: waits for the transaction without blocking the event loop."""
-        if self._db is None:
-            self._db = await self._store.begin_effects()
-        return self._db
-
-    @property
-    def has_effects(self) -> bool:
-        """The handler has opened `db`."""
-        return self._db is not None
+        async with self._opening:
+            if self.effects is None:
+                self.effects = await self._store.begin_effects(self._delivery)
+        return self.effects.db

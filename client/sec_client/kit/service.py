@@ -314,6 +314,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
                     case Run(output, first):
                         call = Call(
                             message,
+                            delivery,
                             store=self._store,
                             logger=self._logger,
                             known_output=output,
@@ -343,20 +344,20 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             output = b"" if delivery.undo else self._output(value)
             ended = True
             entry = Entry(Mark.UNDONE) if delivery.undo else Entry(Mark.DONE, output)
-            await self._store.finish(delivery, entry, with_effects=call.has_effects)
+            await self._store.finish(delivery, entry, call.effects)
             return Output(output)
         except ActionFailed as e:
-            if call.has_effects:
-                await self._store.drop_effects(in_use=False)
+            if call.effects is not None:
+                await self._store.drop_effects(call.effects, in_use=False)
             failure = _failure(e)
             entry = Entry(Mark.UNDO_FAILED, known_output) if delivery.undo else Entry(Mark.FAILED, failure)
-            await self._store.finish(delivery, entry, with_effects=False)
+            await self._store.finish(delivery, entry, None)
             return Failure(failure)
         except BaseException as e:
             if ended:  # the store has dropped the effects
                 raise
-            if call.has_effects:
-                await self._store.drop_effects(in_use=not isinstance(e, Exception))
+            if call.effects is not None:
+                await self._store.drop_effects(call.effects, in_use=not isinstance(e, Exception))
             if not isinstance(e, Exception) or isinstance(e, StoreError):
                 raise
             if isinstance(e, Unavailable):
