@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, Self, TypeVar
 from sec_client.kit.key_locks import FileLocks
 from sec_client.kit.rules import Delivery, Entry, Mark, Stale, Verdict, judge
 from sec_client.kit.store import Effects, StoreError
+from sec_client.kit.threads import in_thread
 
 T = TypeVar("T")
 
@@ -87,7 +88,7 @@ class SqliteStore:
     async def open(self, server_name: str) -> None:
         self._path = self._resolve(server_name)
         self._locks = FileLocks(self._path)
-        self._db = await self._in_thread(self._open)
+        self._db = await in_thread(self._thread, self._open)
 
     def _resolve(self, server_name: str) -> Path:
         return Path(self._given_path if self._given_path is not None else f"{server_name}.sec.db").resolve()
@@ -119,7 +120,7 @@ class SqliteStore:
     async def close(self) -> None:
         db, self._db = self._db, None
         if db is not None:
-            await self._in_thread(lambda: sqlite3.Connection.close(db))
+            await in_thread(self._thread, lambda: sqlite3.Connection.close(db))
             self._locks.close()
 
     def hold(self, key: str) -> AbstractAsyncContextManager[None]:
@@ -134,7 +135,7 @@ class SqliteStore:
     async def begin_effects(self, delivery: Delivery) -> Effects:
         await self._lock.acquire()
         try:
-            return Effects(await self._in_thread(self._begin_effects))
+            return Effects(await in_thread(self._thread, self._begin_effects))
         except BaseException:
             self._lock.release()
             raise
@@ -152,7 +153,7 @@ class SqliteStore:
             await self._write(lambda db: _put(db, delivery, entry))
             return
         try:
-            await self._in_thread(lambda: self._commit_effects(delivery, entry))
+            await in_thread(self._thread, lambda: self._commit_effects(delivery, entry))
         finally:
             self._lock.release()
 
@@ -173,7 +174,7 @@ class SqliteStore:
             if in_use:  # after a rollback each write of the handler would commit by itself: take the connection away instead
                 await self.close()
             elif self._db is not None:
-                await self._in_thread(lambda: _roll_back(self._connection()))
+                await in_thread(self._thread, lambda: _roll_back(self._connection()))
         finally:
             self._lock.release()
 
@@ -194,7 +195,7 @@ class SqliteStore:
             if not future.done():
                 batch, self._waiting = self._waiting, []
                 try:
-                    results = await self._in_thread(lambda: self._run_batch([operation for operation, _ in batch]))
+                    results = await in_thread(self._thread, lambda: self._run_batch([operation for operation, _ in batch]))
                 except BaseException as e:
                     for _, waiter in batch:
                         if waiter is not future and not waiter.done():
@@ -216,15 +217,6 @@ class SqliteStore:
             _roll_back(db)
             raise self._error("cannot be written", e) from e
         return results
-
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        """Runs on the store's thread. Cancellation waits until the function has ended, so that it never overlaps with what comes next."""
-        future = asyncio.get_running_loop().run_in_executor(self._thread, function)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
 
     def _connection(self) -> EffectsConnection:
         if self._db is None:
