@@ -1,11 +1,12 @@
 """Marks in any database that a PEP 249 driver speaks to, in the very transaction of the effects."""
 
+import asyncio
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Literal, NoReturn, Self, TypeVar
 
@@ -232,28 +233,31 @@ class _DbApiDatabase:
         return await self.in_thread(run)
 
     async def begin(self, work: Callable[[Execute], bool]) -> _Transaction | None:
-        made: list[_Connection] = []
+        begun: list[_Connection] = []
 
         def begin() -> None:
             connection = self._take()
-            with ExitStack() as used:
-                used.enter_context(self.using(connection))
+            try:
                 if work(connection.execute):
-                    made.append(connection)
-                    used.pop_all()
+                    begun.append(connection)
                 else:
                     connection.raw.rollback()
+                    self._give_back(connection)
+            except BaseException:
+                self._give_up(connection)
+                raise
 
         try:
             await self.in_thread(begin)
-        except BaseException:  # cancelled when it was open already
-            if made:
-                await self.in_thread(lambda: self.discard(made[0]))
+        except BaseException:
+            if begun:  # cancelled when it was open already
+                await self.in_thread(lambda: self.discard(begun[0]))
             raise
-        return _Transaction(self, made[0]) if made else None
+        return _Transaction(self, begun[0]) if begun else None
 
     async def connect(self) -> _Session:
-        return _Session(self, await self.in_thread(self._new))
+        # On a thread of others, so that a connection for one thread only is found out when the store is opened.
+        return _Session(self, await asyncio.to_thread(self._new))
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -263,17 +267,21 @@ class _DbApiDatabase:
 
     @contextmanager
     def using(self, connection: _Connection) -> Iterator[_Connection]:
-        """Gives the connection back in the end. One that is broken is closed, and so are all that nobody uses: what broke it broke them, too."""
+        """Gives the connection back in the end."""
         try:
             yield connection
-        except (Raced, self._driver.IntegrityError):
+        except (Raced, self._driver.IntegrityError):  # it is as good as it was
             self._give_back(connection)
             raise
         except BaseException:
-            self.discard(connection)
-            self._retire(0.0)
+            self._give_up(connection)
             raise
         self._give_back(connection)
+
+    def _give_up(self, connection: _Connection) -> None:
+        """Closes a connection that may be broken, and all that nobody uses: what broke it broke them, too."""
+        self.discard(connection)
+        self._retire(0.0)
 
     def _take(self) -> _Connection:
         self._retire(_MAX_IDLE_S)

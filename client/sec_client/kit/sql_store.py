@@ -370,5 +370,5 @@ class SqlStore:
     def _error(self, what: str, error: Exception | None) -> StoreError:
         if error is None:
             return StoreError(f"{self._title} {what}.")
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).rstrip(".")
         return StoreError(f"{self._title} {what}: {type(error).__name__}{f': {text}' if text else ''}.")
