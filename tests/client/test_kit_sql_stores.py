@@ -246,9 +246,10 @@ def test_processes_can_make_the_tables_at_the_same_moment(postgres: Postgres) ->
 
 async def test_connections_that_autocommit_are_refused(postgres: Postgres, tmp_path: Path) -> None:
     postgres.execute("CREATE SCHEMA autocommit")
+    engine = create_engine(postgres.url("autocommit"), isolation_level="AUTOCOMMIT")
     stores = [
         DbApiStore(lambda: psycopg.connect(postgres.dsn("autocommit"), autocommit=True), driver=psycopg),
-        SqlAlchemyStore(sessionmaker(create_engine(postgres.url("autocommit"), isolation_level="AUTOCOMMIT"))),
+        SqlAlchemyStore(sessionmaker(engine)),
         DbApiStore(
             lambda: sqlite3.connect(tmp_path / "a.db", check_same_thread=False, isolation_level=None, timeout=0.1), driver=sqlite3
         ),
@@ -256,6 +257,7 @@ async def test_connections_that_autocommit_are_refused(postgres: Postgres, tmp_p
     for store in stores:
         with pytest.raises(StoreError, match="commits each statement by itself"):
             await store.open("things")
+    engine.dispose()
 
 
 async def test_connections_for_one_thread_only_are_refused(tmp_path: Path) -> None:
@@ -311,6 +313,7 @@ async def test_connections_of_a_pool_are_given_back(postgres: Postgres) -> None:
             free.append(connection)
 
     async with opened(DbApiStore(take, driver=psycopg, release=give_back)) as store:
+        await store.remember_epoch("u", 1)
         made_at_start = len(made)
         for n in range(5):
             await store.remember_epoch(f"u{n}", 1)

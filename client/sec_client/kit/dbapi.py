@@ -210,8 +210,8 @@ class _DbApiDatabase:
         self._connect = connect
         self._release = release
         self._driver = driver
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sec-store")
+        self._closed = True
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
 
@@ -221,8 +221,6 @@ class _DbApiDatabase:
         return made
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sec-store")
         return await in_thread(self._pool, function)
 
     async def run(self, work: Callable[[Execute], T]) -> T:
@@ -259,11 +257,12 @@ class _DbApiDatabase:
         # On a thread of others, so that a connection for one thread only is found out when the store is opened.
         return _Session(self, await asyncio.to_thread(self._new))
 
+    async def open(self) -> None:
+        self._closed = False
+
     async def close(self) -> None:
-        if self._pool is not None:
-            await self.in_thread(lambda: self._retire(0.0))
-            self._pool.shutdown(wait=False)
-            self._pool = None
+        self._closed = True
+        await self.in_thread(lambda: self._retire(0.0))
 
     @contextmanager
     def using(self, connection: _Connection) -> Iterator[_Connection]:
@@ -296,6 +295,9 @@ class _DbApiDatabase:
     def _give_back(self, connection: _Connection) -> None:
         if self._release is not None:
             self._release(connection.raw)
+            return
+        if self._closed:
+            self.discard(connection)
             return
         connection.idle_since = time.monotonic()
         with self._lock:

@@ -70,9 +70,12 @@ class Database(Protocol):
     async def begin(self, work: Callable[[Execute], bool]) -> Transaction | None:
         """Opens a transaction of a handler, in which the work is done first. None, and nothing is open, when that answers False."""
 
+    async def open(self) -> None: ...
+
     async def connect(self) -> Session: ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """What is open still is closed when it ends."""
 
 
 class _SqlEffects(Effects):
@@ -192,6 +195,7 @@ class SqlStore:
     async def open(self, server_name: str) -> None:
         self._name = server_name
         self._open = True
+        await self._database.open()
         try:
             await self._prepare()
             self._locks = await self._locks_of_dialect()

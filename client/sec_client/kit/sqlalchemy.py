@@ -158,12 +158,9 @@ class _Sync:
         self.dialect = dialect
         self._sessions: sessionmaker[Any] = sessionmaker(class_=_guarded(sessions.class_), **sessions.kw)
         self._engine = engine
-        self._threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sec-store")
 
     async def in_thread(self, function: Callable[[], T]) -> T:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sec-store")
         return await in_thread(self._pool, function)
 
     async def run(self, work: Callable[[Execute], T]) -> T:
@@ -186,10 +183,11 @@ class _Sync:
     async def connect(self) -> "_SyncSession":
         return _SyncSession(self, await self.in_thread(self._engine.connect))
 
+    async def open(self) -> None:
+        pass
+
     async def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
-            self._pool = None
+        pass  # the engine is its user's
 
 
 class _SyncTransaction:
@@ -255,8 +253,11 @@ class _Async:
     async def connect(self) -> "_AsyncSession":
         return _AsyncSession(await self._engine.connect())
 
-    async def close(self) -> None:
+    async def open(self) -> None:
         pass
+
+    async def close(self) -> None:
+        pass  # the engine is its user's
 
 
 class _AsyncTransaction:
