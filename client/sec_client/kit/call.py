@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +16,7 @@ from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import common_pb2
 
 from sec_client.kit.cancelling import Cancellation
+from sec_client.kit.progress import MAX_MESSAGE_CHARACTERS, Progress, Report
 from sec_client.kit.rules import Delivery
 from sec_client.kit.store import Effects, Store
 from sec_client.tracing import trace_id_of
@@ -88,6 +91,17 @@ class _CallLog(logging.LoggerAdapter[logging.Logger]):
         return f"saga {extra['saga_id']} node {extra['node']} {extra['phase']}: {msg}", kwargs
 
 
+class _Done:
+    """What nobody has to wait for."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+_DONE = _Done()
+
+
 class Call:
     """One delivery of a call to an action or, with `phase` `Phase.UNDO`, to its undo action.
 
@@ -110,6 +124,7 @@ class Call:
         traceparent: str = "",
         cancellation: Cancellation | None = None,
         clock: Clock = REAL_TIME,
+        progress: Progress | None = None,
     ) -> None:
         about = message.call
         undo = isinstance(message, pb.UndoRequest)
@@ -145,6 +160,7 @@ class Call:
         self._end = None if remaining_s is None else clock.monotonic() + remaining_s
         self._deadline = None if remaining_s is None else clock.now() + timedelta(seconds=min(remaining_s, 1e9))
         self._cancellation = cancellation or Cancellation()
+        self._progress = progress or Progress()
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._delivery = delivery
@@ -200,6 +216,20 @@ class Call:
                 f'The saga does not want node "{self.node}" any more: the action ended early, without an effect.',
                 code=CANCELLED_CODE,
             )
+
+    def report(self, fraction: float | None = None, message: str = "") -> Awaitable[None]:
+        """Says how far the action is: how much is done, from 0 to 1, and a line for people. Both may be missing: then it says that it is at work, which is what the
+        heartbeat timeout of a node asks for.
+
+        Never blocks and never fails, on a thread and on the event loop; what it answers may be awaited. At most one report in half a second is sent, the last one. It is
+        shown with the saga, and kept nowhere. A server that is called without batches (`interceptors=…`) has no way to report.
+        """
+        if fraction is not None:
+            fraction = None if math.isnan(fraction) else min(1.0, max(0.0, fraction))
+        report = Report(fraction, message[:MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode())
+        with suppress(RuntimeError):  # the server has ended, and its loop with it
+            self._loop.call_soon_threadsafe(self._progress.report, report)
+        return _DONE
 
     @property
     def db(self) -> Any:
