@@ -233,7 +233,9 @@ async def test_a_driver_that_is_shut_takes_back_what_its_calls_have_reported() -
 async def test_the_heartbeat_timeout_of_an_undo_is_that_of_its_own_policy() -> None:
     host = FakeHost(answers=[Unanswered(Fault("no answer"))])
     once = RetryPolicy(max_attempts=1, heartbeat_timeout_s=7)
-    driver = driver_at(host, Saga("s").append(action("a", "step", retry=once, undo_retry=RetryPolicy(heartbeat_timeout_s=9))).build())
+    driver = driver_at(
+        host, Saga("s").append(action("a", "step", retry=once, undo_retry=RetryPolicy(heartbeat_timeout_s=9))).build()
+    )
     driver.post(Begin())
     await until(lambda: host.fate)
     assert [(call.phase, call.heartbeat_timeout_s) for call in host.calls] == [(Phase.DO, 7), (Phase.UNDO, 9)]
