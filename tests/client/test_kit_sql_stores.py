@@ -297,6 +297,21 @@ async def test_what_a_handler_sets_on_a_connection_is_set_back(postgres: Postgre
             assert (await actions.do("set", f"k{n}")).output.data == b'{"one":1}'
 
 
+async def test_a_connection_is_of_no_use_behind_its_handler(postgres: Postgres) -> None:
+    postgres.execute("CREATE SCHEMA behind")
+    server = ActionServer("things", store=DbApiStore(lambda: psycopg.connect(postgres.dsn("behind")), driver=psycopg))
+    kept: list[Any] = []
+
+    @server.action("keep", undo=None)
+    def keep(call: Call) -> None:
+        kept.append(call.db)
+
+    async with serving(server) as actions:
+        await actions.do("keep")
+        with pytest.raises(psycopg.ProgrammingError, match=r"The transaction of call.db has ended: use it in the handler only\."):
+            kept[0].execute("SELECT 1")
+
+
 async def test_connections_of_a_pool_are_given_back(postgres: Postgres) -> None:
     postgres.execute("CREATE SCHEMA pooled")
     free: list[psycopg.Connection[Any]] = []

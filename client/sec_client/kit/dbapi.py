@@ -82,6 +82,16 @@ class DbApiStore(SqlStore):
         super().__init__(database, max_connections=max_connections, create_tables=create_tables)
 
 
+class _Ended:
+    """In the place of a connection that belongs to somebody else by now."""
+
+    def __init__(self, error: Callable[[str], Exception]) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise self._error("The transaction of call.db has ended: use it in the handler only.")
+
+
 class EffectsConnection:
     """What a handler gets as `call.db`: the connection, except that it cannot be ended."""
 
@@ -115,6 +125,10 @@ class EffectsConnection:
         return False
 
 
+def _take_away(db: EffectsConnection, error: Callable[[str], Exception]) -> None:
+    object.__setattr__(db, "_connection", _Ended(error))
+
+
 class _Connection:
     """A connection of the driver's, as the store uses it: on threads, one at a time."""
 
@@ -123,6 +137,7 @@ class _Connection:
         self._driver = driver
         self._settings = {name: getattr(raw, name) for name in _SETTINGS if hasattr(raw, name)}
         self.idle_since = 0.0
+        self.broken = False
 
     def execute(self, statement: str, **values: Any) -> Result:
         adapted = {name: self._driver.Binary(value) if isinstance(value, bytes) else value for name, value in values.items()}
@@ -142,7 +157,10 @@ class _Connection:
             if commit:
                 self.raw.commit()
         except BaseException:
-            self.raw.rollback()
+            try:
+                self.raw.rollback()
+            except self._driver.Error:  # what it raised first says more
+                self.broken = True
             raise
         if not commit:
             self.raw.rollback()
@@ -164,6 +182,8 @@ class _Transaction:
         self.db = EffectsConnection(connection.raw, database.error)
 
     async def commit(self, work: Callable[[Execute], bool]) -> bool:
+        _take_away(self.db, self._database.error)
+
         def end() -> bool:
             with self._database.using(self._connection) as connection:
                 connection.set_back()
@@ -176,6 +196,8 @@ class _Transaction:
         return await self._database.in_thread(end)
 
     async def roll_back(self) -> None:
+        _take_away(self.db, self._database.error)
+
         def end() -> None:
             with suppress(*self._database.failures), self._database.using(self._connection) as connection:
                 connection.set_back()
@@ -184,6 +206,7 @@ class _Transaction:
         await self._database.in_thread(end)
 
     async def abandon(self) -> None:
+        _take_away(self.db, self._database.error)
         await self._database.in_thread(lambda: self._database.discard(self._connection))
 
 
@@ -293,15 +316,14 @@ class _DbApiDatabase:
         return _Connection(self._connect(), self._driver)
 
     def _give_back(self, connection: _Connection) -> None:
-        if self._release is not None:
-            self._release(connection.raw)
-            return
-        if self._closed:
+        if connection.broken or (self._closed and self._release is None):
             self.discard(connection)
-            return
-        connection.idle_since = time.monotonic()
-        with self._lock:
-            self._idle.append(connection)
+        elif self._release is not None:
+            self._release(connection.raw)
+        else:
+            connection.idle_since = time.monotonic()
+            with self._lock:
+                self._idle.append(connection)
 
     def _retire(self, max_idle_s: float) -> None:
         limit = time.monotonic() - max_idle_s

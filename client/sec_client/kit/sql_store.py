@@ -229,7 +229,7 @@ class SqlStore:
         return verdict
 
     async def begin_effects(self, delivery: Delivery) -> Effects:
-        turn = self._turns[delivery.key]
+        turn = self._turn_of(delivery)
         async with AsyncExitStack() as taken:
             for bound in (self._effects, self._connections):
                 await bound.acquire()
@@ -245,7 +245,7 @@ class SqlStore:
     async def finish(self, delivery: Delivery, entry: Entry, effects: Effects | None) -> None:
         now_s = int(time.time())
         if effects is None:
-            turn = self._turns[delivery.key]
+            turn = self._turn_of(delivery)
             stored = await self._run(lambda execute: sql_marks.finish(execute, delivery, entry, turn, now_s))
         else:
             assert isinstance(effects, _SqlEffects)
@@ -361,6 +361,12 @@ class SqlStore:
     def _check_open(self) -> None:
         if not self._open:
             raise StoreError(f"{self._title} is closed.")
+
+    def _turn_of(self, delivery: Delivery) -> int:
+        try:
+            return self._turns[delivery.key]
+        except KeyError:  # its handler was given up, and is still running on its thread
+            raise StoreError(f'The delivery of the key "{delivery.key}" has ended.') from None
 
     def _overtaken(self, delivery: Delivery) -> StoreError:
         return StoreError(
