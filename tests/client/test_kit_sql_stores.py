@@ -196,6 +196,40 @@ async def _status(actions: Actions, key: str) -> tuple[grpc.StatusCode | None, b
     return None, False
 
 
+async def test_a_serialization_failure_leaves_the_outcome_unknown_and_the_call_comes_again(postgres: Postgres) -> None:
+    postgres.execute("CREATE SCHEMA serial")
+    postgres.execute("CREATE TABLE serial.things (name TEXT PRIMARY KEY, number BIGINT)")
+
+    def connect() -> psycopg.Connection[Any]:
+        connection = psycopg.connect(postgres.dsn("serial"))
+        connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+        return connection
+
+    server, met = ActionServer("things", store=DbApiStore(connect, driver=psycopg)), asyncio.Barrier(2)
+    first = True
+
+    def number_of(db: Any) -> int:
+        return int(db.execute("SELECT count(*) FROM things").fetchone()[0])
+
+    @server.action("lock", undo=None)
+    async def take_number(call: Call) -> None:
+        db = await call.open_db()
+        number = await asyncio.to_thread(number_of, db)
+        if first:
+            await met.wait()
+        await asyncio.to_thread(db.execute, "INSERT INTO things VALUES (%s, %s)", (call.key, number))
+
+    keys = ("k1", "k2")
+    async with serving(server) as actions:
+        ends = await asyncio.gather(*(actions.do("lock", key) for key in keys), return_exceptions=True)
+        [failed] = [end for end in ends if isinstance(end, grpc.aio.AioRpcError)]
+        assert "could not serialize access" in (failed.details() or "")
+        first = False
+        for key in keys:
+            assert not (await actions.do("lock", key)).HasField("failure")
+    assert postgres.execute("SELECT number FROM serial.things ORDER BY number") == [(0,), (1,)]
+
+
 @on_sql
 async def test_tables_that_were_made_by_a_migration(stores: Stores, tmp_path: Path) -> None:
     refused = stores.make(create_tables=False)
