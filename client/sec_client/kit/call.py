@@ -164,7 +164,7 @@ class Call:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._delivery = delivery
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Lock | None = None
         self.effects: Effects | None = None
         """The transaction of `db`, once the handler has opened it."""
 
@@ -254,6 +254,8 @@ class Call:
 
     async def open_db(self) -> Any:
         """`db` for async handlers: waits for the transaction without blocking the event loop."""
+        if self._opening is None:  # most calls are for other things
+            self._opening = asyncio.Lock()
         async with self._opening:
             if self.effects is None:
                 self.effects = await self._store.begin_effects(self._delivery)

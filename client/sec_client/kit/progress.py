@@ -26,6 +26,8 @@ class Progress:
     All calls with this key are told, those too that wait for their turn: it is the effect of the key that they ask about.
     """
 
+    __slots__ = ("_listeners", "_timer", "_waiting")
+
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
         self._waiting: Report | None = None
