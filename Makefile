@@ -1,8 +1,8 @@
 # Everything here runs in .venv, which is made on first use. A newcomer needs `make demo` and `make test`.
 
 PYTHON ?= python3
-# Tests wait more than they compute: four at a time keep two cores busy.
-ARGS ?= -n 4
+# Tests wait more than they compute: four at a time keep two cores busy. What is skipped is told, with what is missing.
+ARGS ?= -n 4 -rs
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 from aetcd import rpc
 from hypothesis import Phase, settings
+from postgres_support import MISSING, Postgres, find_binaries
 from store_support import Store
 
 from sec.dev.etcd import EmbeddedEtcd
@@ -24,6 +25,16 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedEtcd]:
     """A real etcd that runs as long as the tests of this process. Keep to your own `prefix` in it, and leave it running."""
     with EmbeddedEtcd(tmp_path_factory.mktemp("etcd"), unsafe_no_fsync=True) as embedded:
         yield embedded
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL that runs as long as the tests of this process. Keep to a schema of your own in it, and leave it running."""
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip(MISSING)
+    with Postgres(binaries) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from sec_client.views import (
     NodeView,
     OfferedAction,
     Phase,
+    Progress,
     SagaResult,
     SagaState,
     SagaSummary,
@@ -106,7 +107,13 @@ def node(message: coordinator_pb2.NodeStatus) -> NodeView:
         subsaga=message.subsaga,
         rank=message.rank,
         due=time_of(message.due_us),
+        progress=progress(message.progress) if message.HasField("progress") else None,
     )
+
+
+def progress(message: coordinator_pb2.Progress) -> Progress:
+    fraction = message.fraction if message.HasField("fraction") else None
+    return Progress(fraction, message.message, time_of(message.time_us))
 
 
 def saga(message: coordinator_pb2.Saga) -> SagaView:

@@ -101,6 +101,20 @@ class SagaSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the call of an action is, as its action server reports it: from 0 to 1 (None: it does not say), and a line for people."""
+
+    fraction: float | None
+    message: str
+    time: datetime | None
+    """When the report came."""
+
+    def __str__(self) -> str:
+        done = "" if self.fraction is None else f"{self.fraction:.0%}"
+        return ": ".join(filter(None, (done, self.message))) or "at work"
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """A node of a saga. `node` and `depends_on` are full paths. Nodes of one rank in one (sub)saga stand beside each other."""
 
@@ -117,6 +131,8 @@ class NodeView:
     rank: int = 0
     due: datetime | None = None
     """When its deadline is, or, of a timer, the instant that it waits for."""
+    progress: "Progress | None" = None
+    """What the call under way has last reported, if it has."""
 
     @property
     def parent(self) -> str:

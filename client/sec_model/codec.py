@@ -177,6 +177,7 @@ def _retry_to_proto(policy: RetryPolicy, default: RetryPolicy) -> common_pb2.Ret
         jitter=policy.jitter,
         attempt_timeout_s=policy.attempt_timeout_s,
         overall_timeout_s=policy.overall_timeout_s or 0.0,
+        heartbeat_timeout_s=policy.heartbeat_timeout_s or 0.0,
     )
 
 
@@ -189,4 +190,5 @@ def _retry_from_proto(message: common_pb2.RetryPolicy, default: RetryPolicy) -> 
         jitter=message.jitter if message.HasField("jitter") else default.jitter,
         attempt_timeout_s=message.attempt_timeout_s or default.attempt_timeout_s,
         overall_timeout_s=message.overall_timeout_s or default.overall_timeout_s,
+        heartbeat_timeout_s=message.heartbeat_timeout_s or default.heartbeat_timeout_s,
     )

@@ -50,6 +50,8 @@ class RetryPolicy:
 
     Attempts count the first call. Pauses grow from `initial_backoff_s` by `multiplier` up to `max_backoff_s`; the share `jitter` of each
     is drawn at random. `overall_timeout_s` bounds all calls and pauses together, over takeovers too; None is no bound.
+
+    A call may bring neither an answer nor a report of progress for `heartbeat_timeout_s`; None: nothing is expected before `attempt_timeout_s`.
     """
 
     max_attempts: int = 8
@@ -59,6 +61,7 @@ class RetryPolicy:
     jitter: float = 0.5
     attempt_timeout_s: float = 30.0
     overall_timeout_s: float | None = None
+    heartbeat_timeout_s: float | None = None
 
     def problems(self) -> list[str]:
         """What is wrong with these numbers, as the ends of sentences."""
@@ -78,6 +81,8 @@ class RetryPolicy:
             found.append(f"attempt_timeout_s is {self.attempt_timeout_s}; it must be between 0.001 and 86400")
         if self.overall_timeout_s is not None and not 0 < self.overall_timeout_s < float("inf"):
             found.append(f"overall_timeout_s is {self.overall_timeout_s}; it must be positive")
+        if self.heartbeat_timeout_s is not None and not 1 <= self.heartbeat_timeout_s <= 86_400:
+            found.append(f"heartbeat_timeout_s is {self.heartbeat_timeout_s}; it must be between 1 and 86400")
         return found
 
 

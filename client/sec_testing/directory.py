@@ -29,7 +29,7 @@ class InProcessDirectory(Directory):
                 listener()
 
     def call(self, call: Call, tell: Tell) -> Pending:
-        return told(asyncio.get_running_loop().create_task(self._in_process.call(self._sec_node, call)), tell)
+        return told(asyncio.get_running_loop().create_task(self._in_process.call(self._sec_node, call, self.heard)), tell)
 
     def cancel(self, idempotency_key: str) -> None:
         self._in_process.cancel(idempotency_key)

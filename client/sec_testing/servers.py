@@ -7,9 +7,11 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sec_client import kit
+from sec_client.kit import progress as kit_progress
 from sec_client.kit.call import Clock
 from sec_client.kit.service import ActionService
 from sec_client.tracing import TRACEPARENT
@@ -18,7 +20,19 @@ from sec_protos.v1 import action_server_pb2 as pb
 
 from sec.core.records import Fault as CoreFault
 from sec.core.records import Phase
-from sec.dispatch.calls import Answer, Answered, Call, NotOffered, Unanswered, do_answer, fill_request, status_answer, undo_answer
+from sec.dispatch.calls import (
+    Answer,
+    Answered,
+    Call,
+    Heard,
+    NotOffered,
+    Report,
+    Unanswered,
+    do_answer,
+    fill_request,
+    status_answer,
+    undo_answer,
+)
 from sec.node.settings import Limits
 from sec.sim.loop import WORLD, SimProcess
 from sec_testing.faults import AnyFault, Away, Delay, Die, Fail, Fault, LoseAnswer, LoseCall, Made, Repeat, Straggle
@@ -77,6 +91,8 @@ class Servers:
         self._in_hand: dict[str, list[pb.DoRequest]] = {}
         """Dos that a server has, by their keys."""
         self._unanswered: dict[asyncio.Future[Answer], tuple[str, str]] = {}
+        self._listeners: dict[asyncio.Future[Answer], tuple[asyncio.Timeout, Callable[[Report], None]]] = {}
+        """Of calls that an SEC node waits for: the heartbeat timeout, and who is told of reports."""
         """Calls that an SEC node waits for: the saga, and the node."""
         self._late: dict[asyncio.Task[None], str] = {}
         """Deliveries that nobody waits for, with their sagas."""
@@ -163,8 +179,8 @@ class Servers:
         for answer in [a for a, (_, node) in self._unanswered.items() if node == sec_node]:
             del self._unanswered[answer]
 
-    async def call(self, sec_node: str, call: Call) -> Answer:
-        """An SEC node makes a call, and waits for the answer as long as that may take."""
+    async def call(self, sec_node: str, call: Call, heard: Heard) -> Answer:
+        """An SEC node makes a call, and waits for the answer as long as that may take. `heard` gets what is reported meanwhile."""
         faults = self.scripts.setdefault(call.saga_id, Script()).strike(call)
         undo = call.phase is Phase.UNDO
         at_s = round(self._loop.time() - self._began_s, 6)
@@ -178,14 +194,19 @@ class Servers:
         self._changed()
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._unanswered[answer] = call.saga_id, sec_node
+        silence = asyncio.timeout(call.heartbeat_timeout_s or None)
+        self._listeners[answer] = silence, lambda report: heard(call, report)
         self._send(serving, call, made, faults, answer)
         try:
-            async with asyncio.timeout(call.timeout_s):
+            async with asyncio.timeout(call.timeout_s), silence:
                 return await answer
         except TimeoutError:
             self._heard(made, "nothing")
+            if silence.expired():
+                return Unanswered(CoreFault("Neither an answer nor a report came in time.", "no_heartbeat"))
             return Unanswered(CoreFault("No answer came in time.", "deadline_exceeded"))
         finally:
+            self._listeners.pop(answer, None)
             self._unanswered.pop(answer, None)
             self._changed()
 
@@ -225,7 +246,7 @@ class Servers:
             await asyncio.sleep(ON_THE_WAY_S + late_s)
             if after_s:
                 await asyncio.sleep(after_s)
-            reply, word = await self._deliver(serving, call, made)
+            reply, word = await self._deliver(serving, call, made, partial(self._report, answer, call.heartbeat_timeout_s))
             await asyncio.sleep(ON_THE_WAY_S)
             if answer is not None:
                 self._settle(answer, reply, made, word)
@@ -246,7 +267,15 @@ class Servers:
     def _heard(made: Made, word: str) -> None:
         made.answer = word
 
-    async def _deliver(self, serving: Serving, call: Call, made: Made) -> tuple[Answer, str]:
+    def _report(self, answer: "asyncio.Future[Answer] | None", heartbeat_timeout_s: float, report: kit_progress.Report) -> None:
+        """A handler says how far it is, to a call that is still waited for."""
+        if answer in self._unanswered and answer in self._listeners:
+            silence, tell = self._listeners[answer]
+            if heartbeat_timeout_s and not silence.expired():
+                silence.reschedule(self._loop.time() + heartbeat_timeout_s)
+            tell(Report(report.fraction, report.message))
+
+    async def _deliver(self, serving: Serving, call: Call, made: Made, heard: kit_progress.Listener) -> tuple[Answer, str]:
         message = pb.UndoRequest() if made.undo else pb.DoRequest()
         fill_request(message, call)
         if isinstance(message, pb.DoRequest):
@@ -255,7 +284,7 @@ class Servers:
         metadata = {TRACEPARENT: call.traceparent} if call.traceparent else {}
         name = f'action server "{serving.server.name}"'
         try:
-            response = await serving.service.deliver(message, max(0.0, call.timeout_s - late_s), metadata)
+            response = await serving.service.deliver(message, max(0.0, call.timeout_s - late_s), metadata, heard=heard)
         finally:
             if isinstance(message, pb.DoRequest):
                 self._in_hand[call.idempotency_key].remove(message)

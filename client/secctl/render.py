@@ -101,6 +101,7 @@ def _node(nodes: Sequence[NodeView], node: NodeView, indent: str, is_last: bool,
     if node.attempts:
         out.append(f", {node.attempts} {'call' if node.attempts == 1 else 'calls'} without success", "yellow")
         out.append(f": {clean(node.error.message, _MAX_MESSAGE)}" if node.error is not None else "", "yellow")
+    out.append(f", {clean(str(node.progress), _MAX_MESSAGE)}" if node.progress is not None else "", "cyan")
     out.append(f", due {instant(node.due)}" if node.due is not None else "")
     if node.detail:
         out.append(f" ({clean(node.detail, _MAX_MESSAGE)})", "yellow")

@@ -91,6 +91,13 @@ def node(value: NodeView) -> dict[str, Any]:
         "attempts": value.attempts,
         "detail": value.detail,
         "due": time(value.due),
+        "progress": None
+        if value.progress is None
+        else {
+            "fraction": value.progress.fraction,
+            "message": value.progress.message,
+            "time": time(value.progress.time),
+        },
         "error": error(value.error),
         "output": payload(value.output),
     }

@@ -110,7 +110,8 @@ class Coordinator(ClusterCalls):
             state = fold(stored.head.saga_id, graph, stored.entries)
         except CorruptLog as error:
             return corrupt_view(stored, str(error))
-        return saga_view(stored, state, self._node.directory.offered, omit_outputs=request.omit_outputs)
+        reports = self._node.owner.reports.of(stored.head.uid)
+        return saga_view(stored, state, self._node.directory.offered, reports, omit_outputs=request.omit_outputs)
 
     @reading
     async def ListSagas(self, request: pb.ListSagasRequest, context: Context) -> pb.ListSagasResponse:  # noqa: N802

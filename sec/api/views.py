@@ -1,4 +1,4 @@
-"""Sagas as clients see them, made from what the store has. Nothing is remembered between calls."""
+"""Sagas as clients see them, made from what the store has. Nothing is remembered between calls, but for what actions report."""
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -12,14 +12,19 @@ from sec.core.records import LogEntry, NodePath, Phase
 from sec.core.state import NO_TRIES, SagaState
 from sec.core.status import NodeState, node_state
 from sec.core.transitions import Course, Mark
+from sec.node.reports import Timed, progress_to_proto
 from sec.store.sagas import StoredSaga
 from sec.summaries import node_error, summary_of, unreadable_summary
 
 _STATE_TO_PROTO = {state: coordinator_pb2.NodeState.Value("NODE_STATE_" + state.name) for state in NodeState}
 
+_CALLED = {_STATE_TO_PROTO[state] for state in (NodeState.WORKING, NodeState.RETRYING, NodeState.UNDOING)}
 
-def saga_view(stored: StoredSaga, state: SagaState, offered: AbstractSet[str], *, omit_outputs: bool) -> coordinator_pb2.Saga:
-    """A saga with its nodes."""
+
+def saga_view(
+    stored: StoredSaga, state: SagaState, offered: AbstractSet[str], reports: Mapping[NodePath, Timed], *, omit_outputs: bool
+) -> coordinator_pb2.Saga:
+    """A saga with its nodes. `reports`: what calls under way have said of how far they are."""
     view = _bare_view(stored)
     view.summary.CopyFrom(stored_summary(stored, state))
     view.epoch = state.epoch
@@ -27,6 +32,10 @@ def saga_view(stored: StoredSaga, state: SagaState, offered: AbstractSet[str], *
     times_us = _times_us(stored)
     shown = [node for node in state.graph.nodes if node.kind is not NodeKind.SUBSAGA_START]
     view.nodes.extend(_node_status(state, node, times_us, offered, omit_outputs) for node in shown)
+    if reports:
+        for status in view.nodes:
+            if status.state in _CALLED and (timed := reports.get(NodePath(status.node))) is not None:
+                status.progress.CopyFrom(progress_to_proto(timed))
     if state.course is Course.DONE:
         view.output.CopyFrom(payload_to_proto(state.output_of(state.graph.final)))
     due = state.dues.get(NodePath(""))

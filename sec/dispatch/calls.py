@@ -25,9 +25,16 @@ _TOO_LARGE = ("larger than max", "exceeds maximum size")
 that."""
 
 
+class Report(Struct, frozen=True, gc=False):
+    """How far a call is, as the action server says: from 0 to 1 (None: it does not say), and a line for people."""
+
+    fraction: float | None
+    message: str
+
+
 class Call(Struct, frozen=True, gc=False):
     """A do or an undo. `inputs` are the outputs that the node reads, by the names it gave them; `output` is the do's, for an undo that knows it.
-    `timeout_s` bounds the call."""
+    `timeout_s` bounds the call, and `heartbeat_timeout_s`, unless it is 0, the time for which it may bring neither an answer nor a report."""
 
     saga_id: SagaId
     saga_uid: str
@@ -45,6 +52,12 @@ class Call(Struct, frozen=True, gc=False):
     cancelled: bool = False
     """Of a do: the saga unwinds already."""
     traceparent: str = ""
+    heartbeat_timeout_s: float = 0.0
+
+    @property
+    def timeout_alone_s(self) -> float:
+        """When it is made by itself: then there are no reports."""
+        return min(self.timeout_s, self.heartbeat_timeout_s or self.timeout_s)
 
 
 class Answered(Struct, frozen=True, gc=False):
@@ -77,6 +90,8 @@ Answer = Answered | Unanswered | StaleEpoch | NotOffered | Busy
 
 Tell = Callable[[Answer], None]
 """Takes the answer of a call: once, and not before the call was made."""
+Heard = Callable[[Call, Report], None]
+"""Takes what a call under way reports."""
 
 
 class Pending(Protocol):
@@ -100,10 +115,10 @@ async def send(stub: "action_server_pb2_grpc.ActionServerAsyncStub", server: str
         if call.phase is Phase.DO:
             do = action_server_pb2.DoRequest()
             fill_request(do, call)
-            return do_answer(await stub.Do(do, timeout=call.timeout_s, metadata=metadata), server, call, max_output_bytes)
+            return do_answer(await stub.Do(do, timeout=call.timeout_alone_s, metadata=metadata), server, call, max_output_bytes)
         undo = action_server_pb2.UndoRequest()
         fill_request(undo, call)
-        return undo_answer(await stub.Undo(undo, timeout=call.timeout_s, metadata=metadata))
+        return undo_answer(await stub.Undo(undo, timeout=call.timeout_alone_s, metadata=metadata))
     except grpc.aio.AioRpcError as error:
         return status_answer(error.code(), error.details() or "", server, call)
 

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from sec_model.schemas import ActionSchemas
 from sec_protos.v1 import coordinator_pb2
 
-from sec.dispatch.calls import Busy, Call, NotOffered, Pending, Tell
+from sec.dispatch.calls import Busy, Call, Heard, NotOffered, Pending, Report, Tell
 from sec.dispatch.endpoint import Endpoint
 from sec.store.mirror import Change, Mirror
 
@@ -49,6 +49,8 @@ class Directory:
         """`max_calls`: in progress at one server; beyond them it counts as busy."""
         self.offered: frozenset[str] = frozenset()
         self.schemas: Mapping[str, tuple[ActionSchemas, ...]] = {}
+        self.heard: Heard = lambda call, report: None
+        """Takes what calls under way report."""
         self._credentials = credentials
         self._max_output_bytes = max_output_bytes
         self._max_calls = max_calls
@@ -103,7 +105,10 @@ class Directory:
         return min(endpoints[first:] + endpoints[:first], key=lambda e: e.in_flight)
 
     def _connect(self, address: str) -> Endpoint:
-        return Endpoint(address, self._credentials, self._max_output_bytes, self._endpoint_changed)
+        return Endpoint(address, self._credentials, self._max_output_bytes, self._endpoint_changed, self._call_reported)
+
+    def _call_reported(self, call: Call, report: Report) -> None:
+        self.heard(call, report)
 
     def _registrations_changed(self, changes: Sequence[Change]) -> None:
         for change in changes:

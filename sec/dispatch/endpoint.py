@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sec_protos.v1 import action_server_pb2, action_server_pb2_grpc
 
-from sec.dispatch.calls import Answer, Call, NotOffered, Pending, Tell, send
+from sec.dispatch.calls import Answer, Call, Heard, NotOffered, Pending, Tell, send
 from sec.dispatch.descriptions import Descriptions, OfferedAction
 from sec.dispatch.stream import MAX_BYTES, CallStream, payload_bytes
 
@@ -40,8 +40,14 @@ class Endpoint:
     """An action server at an address. `up` says that it can be called now; `actions` what it offered when it was last asked."""
 
     def __init__(
-        self, address: str, credentials: grpc.ChannelCredentials | None, max_output_bytes: int, on_change: Callable[[], None]
+        self,
+        address: str,
+        credentials: grpc.ChannelCredentials | None,
+        max_output_bytes: int,
+        on_change: Callable[[], None],
+        heard: Heard = lambda call, report: None,
     ) -> None:
+        """`heard` gets what calls under way report."""
         self.address = address
         self.server_name = ""
         self.up = False
@@ -54,6 +60,7 @@ class Endpoint:
         """Calls that are made by themselves."""
         self._max_output_bytes = max_output_bytes
         self._on_change = on_change
+        self._heard = heard
         self._ask_again = asyncio.Event()
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -69,11 +76,11 @@ class Endpoint:
 
     def call(self, call: Call, tell: Tell) -> Pending:
         """Makes one call, and tells its answer unless that is cancelled."""
-        if self._batches and payload_bytes(call) <= MAX_BYTES:
+        if self._batches and (call.heartbeat_timeout_s or payload_bytes(call) <= MAX_BYTES):  # only a stream brings reports
             stream = self._stream
             if stream is None or (stream.ended and stream.fit):
                 stream = self._stream = CallStream(
-                    self._stub, self.address, self._max_output_bytes, self._call_alone, self._not_offered
+                    self._stub, self.address, self._max_output_bytes, self._call_alone, self._not_offered, self._heard
                 )
             if not stream.ended:
                 return stream.call(call, tell)

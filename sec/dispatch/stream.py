@@ -18,8 +18,10 @@ from sec.core.records import Fault, Phase
 from sec.dispatch.calls import (
     Answer,
     Call,
+    Heard,
     NotOffered,
     Pending,
+    Report,
     Tell,
     Unanswered,
     do_answer,
@@ -31,6 +33,8 @@ from sec.dispatch.time_limits import TimeLimits
 
 MAX_CALLS = 1_000
 """Of one message, by the contract."""
+MAX_REPORT_CHARACTERS = 200
+"""Of a report's message, by the contract."""
 MAX_BYTES = 1024 * 1024
 """Of the payloads of one message. A call that is larger is better made by itself: the others would wait for it."""
 
@@ -47,6 +51,8 @@ class _Waiting(Struct):
     stream: "CallStream"
     alone: Pending | None = None
     """The call, made by itself."""
+    silence: asyncio.TimerHandle | None = None
+    """Bounds the time to the next report, where one is expected."""
 
     def cancel(self) -> None:
         if self.alone is None:
@@ -73,8 +79,9 @@ class CallStream:
         max_output_bytes: int,
         call_alone: Callable[[Call, Tell], Pending],
         not_offered: Callable[[str], None],
+        heard: Heard,
     ) -> None:
-        """`call_alone` makes a call by itself; `not_offered` is told of an action that the server turned down."""
+        """`call_alone` makes a call by itself; `not_offered` is told of an action that the server turned down; `heard` of what calls report."""
         self.ended = False
         self.fit = True
         self._stub = stub
@@ -82,6 +89,7 @@ class CallStream:
         self._max_output_bytes = max_output_bytes
         self._call_alone = call_alone
         self._not_offered = not_offered
+        self._heard = heard
         self._ids = itertools.count(1)
         self._outbox: deque[int] = deque()
         self._waiting: dict[int, _Waiting] = {}
@@ -100,6 +108,8 @@ class CallStream:
         number = next(self._ids)
         waiting = self._waiting[number] = _Waiting(number, call, tell, self)
         self._limits.add(number, call.timeout_s)
+        if call.heartbeat_timeout_s:
+            self._expect_report(waiting)
         self._outbox.append(number)
         self._wake.set()
         return waiting
@@ -117,6 +127,8 @@ class CallStream:
 
     def _take_out(self, number: int) -> _Waiting | None:
         waiting = self._waiting.pop(number, None)
+        if waiting is not None and waiting.silence is not None:
+            waiting.silence.cancel()
         if self._idle is not None:
             self._idle.set()
         return waiting
@@ -137,12 +149,37 @@ class CallStream:
             status = grpc.StatusCode.DEADLINE_EXCEEDED
             waiting.tell(status_answer(status, "no answer came in time.", self._server, waiting.call))
 
+    def _expect_report(self, waiting: _Waiting) -> None:
+        if waiting.silence is not None:
+            waiting.silence.cancel()
+        loop = asyncio.get_running_loop()
+        waiting.silence = loop.call_later(waiting.call.heartbeat_timeout_s, self._too_silent, waiting.number)
+
+    def _too_silent(self, number: int) -> None:
+        waiting = self._take_out(number)
+        if waiting is not None:
+            call = waiting.call
+            half = "action" if call.phase is Phase.DO else "undo action"
+            text = f'The {half} of "{call.action}" at {self._server} has neither answered nor reported for {call.heartbeat_timeout_s:g} s.'
+            waiting.tell(Unanswered(Fault(text, "no_heartbeat")))
+
+    def _hear(self, progress: action_server_pb2.BatchedProgress) -> None:
+        waiting = self._waiting.get(progress.id)
+        if waiting is None:
+            return
+        if waiting.silence is not None:
+            self._expect_report(waiting)
+        fraction = progress.fraction if progress.HasField("fraction") and 0 <= progress.fraction <= 1 else None
+        self._heard(waiting.call, Report(fraction, progress.message[:MAX_REPORT_CHARACTERS]))
+
     async def _run(self) -> None:
         stream = self._stub.Batch()
         writing = asyncio.get_running_loop().create_task(self._write(stream))
         code, why = grpc.StatusCode.CANCELLED, "the connection was closed"
         try:
             async for response in stream:
+                for progress in response.progress:
+                    self._hear(progress)
                 for answer in response.answers:
                     self._take(answer)
             code, why = await stream.code(), "the server ended the stream of calls"

@@ -32,7 +32,7 @@ from sec.core.errors import IllegalTransition
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 from sec.core.state import SagaState
 from sec.core.transitions import Course
-from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, Pending, StaleEpoch, Tell, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, Pending, Report, StaleEpoch, Tell, Unanswered
 from sec.node import failpoints
 from sec.store.errors import Fenced
 from sec.store.kv import KvError
@@ -97,6 +97,10 @@ class Host(Protocol):
         """Tells the action server that nobody wants the effect of a do under way any more. It is waited for all the same."""
         ...
 
+    def reported(self, driver: "SagaDriver", node: NodePath, report: Report | None) -> None:
+        """A call under way has said how far it is; None: it is over."""
+        ...
+
     async def still_owned(self, driver: "SagaDriver") -> bool:
         """Asks the store. Raises `KvError`."""
         ...
@@ -139,6 +143,8 @@ class _InFlight(Struct):
     began: float = 0.0
     """When the call under way was made, by the event loop's clock."""
     busy_pause_s: float = BUSY_PAUSE_S
+    reported: bool = False
+    """The call under way has said how far it is."""
     hurried: bool = False
     """The saga unwinds: should it come to wait again, it is given up."""
     withheld: bool = False
@@ -260,6 +266,7 @@ class SagaDriver:
         self._inbox.clear()
         self._wake_at(0)
         for in_flight in self._in_flight.values():
+            self._forget_report(in_flight)
             in_flight.stop()
         self._in_flight.clear()
 
@@ -442,9 +449,23 @@ class SagaDriver:
         failpoints.reach("before_call")
         in_flight.pending = self._host.call(self._in_time(call, dispatch), partial(self._guarded, self._take_answer, in_flight))
 
+    def heard(self, call: Call, report: Report) -> None:
+        """A call has said how far it is. Of one that is not under way any more that counts for nothing."""
+        in_flight = self._in_flight.get(self.state.graph.index_of(call.node))
+        under_way = None if in_flight is None or in_flight.stage is not _Stage.CALLING else in_flight.call
+        if in_flight is not None and under_way is not None and (under_way.phase, under_way.attempt) == (call.phase, call.attempt):
+            in_flight.reported = True
+            self._host.reported(self, in_flight.path, report)
+
+    def _forget_report(self, in_flight: _InFlight) -> None:
+        if in_flight.reported:
+            in_flight.reported = False
+            self._host.reported(self, in_flight.path, None)
+
     def _take_answer(self, in_flight: _InFlight, answer: Answer) -> None:
         """What follows from the answer of the call that was made last."""
         in_flight.pending = None
+        self._forget_report(in_flight)
         dispatch, call = in_flight.dispatch, in_flight.call
         assert dispatch is not None
         assert call is not None
@@ -526,6 +547,7 @@ class SagaDriver:
         state = self.state
         node = state.graph.nodes[dispatch.node]
         assert node.action is not None, "only actions are dispatched"
+        policy = node.action.retry if dispatch.phase is Phase.DO else node.action.undo_retry
         return Call(
             saga_id=state.saga_id,
             saga_uid=state.uid,
@@ -542,6 +564,7 @@ class SagaDriver:
             timeout_s=dispatch.timeout_s,
             traceparent=self.head.traceparent,
             cancelled=dispatch.phase is Phase.DO and state.course is not Course.RUNNING,
+            heartbeat_timeout_s=policy.heartbeat_timeout_s or 0.0,
         )
 
     def _path(self, node: int) -> NodePath:

@@ -114,7 +114,7 @@ class SecNode:
         self.progress = Progress(settings.name, self.owner.drivers_now, self.commits, settings.stall_limit_s)
         self.store_probe = StoreProbe(settings.name, kv, self.keys.node(settings.name), self.commits, settings.store_timeout_s)
         self.door = Door(settings.name, settings.bounds, self._active, self.commits)
-        self.peers = Peers(kv, self.keys, self.nodes, settings.name, lambda: self.lease, peer_credentials)
+        self.peers = Peers(kv, self.keys, self.nodes, settings.name, lambda: self.lease, peer_credentials, self.owner.reports)
         self.address = settings.advertised
         """Where clients and the other SEC nodes reach it. The server says so when it has chosen the port itself."""
         self.session: Session | None = None

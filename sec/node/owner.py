@@ -16,16 +16,17 @@ from sec_model.commands import Signal
 
 from sec.core.decide import AnswerMissing, Begin, DoAnswered, Event, Ordered, Ready, TakenOver, UndoAnswered, decide
 from sec.core.errors import CorruptLog
-from sec.core.records import Commanded, Created, Done, Epoch, Fault, Record, SagaId, SecNodeName, StartRequested
+from sec.core.records import Commanded, Created, Done, Epoch, Fault, NodePath, Record, SagaId, SecNodeName, StartRequested
 from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
-from sec.dispatch.calls import Answer, Call, Pending, Tell
+from sec.dispatch.calls import Answer, Call, Pending, Report, Tell
 from sec.dispatch.directory import Directory
 from sec.node import failpoints
 from sec.node.claims import Claims
 from sec.node.driver import SagaDriver
 from sec.node.orders import MAX_PER_STEP, Orders, read_orders
 from sec.node.rebalance import OwnedCounts
+from sec.node.reports import Reports, Timed
 from sec.node.settings import Settings
 from sec.store.definitions import DefinitionStore
 from sec.store.errors import Fenced, WrongState
@@ -66,6 +67,7 @@ class Owner:
         """Sagas that are ours although their logs cannot be folded: kept so that nobody tries again and again."""
         self.on_call: Callable[[Call, Answer, float], None] = lambda call, answer, took_s: None
         """Is told of each call of an action server, with how many seconds it took."""
+        self.reports = Reports()
         self._settings = settings
         self._sagas = sagas
         self._definitions = definitions
@@ -82,6 +84,7 @@ class Owner:
             settings.name, keys, live, lambda: self._nodes, self._claim, settings.claim_fallback_s, counts.below_the_mean
         )
         directory.subscribe(self._offers_changed)
+        directory.heard = self._heard
 
     # the session
 
@@ -424,6 +427,14 @@ class Owner:
 
     def cancel(self, idempotency_key: str) -> None:
         self._directory.cancel(idempotency_key)
+
+    def reported(self, driver: SagaDriver, node: NodePath, report: Report | None) -> None:
+        self.reports.put(driver.state.uid, node, None if report is None else Timed(report, self._clock_us()))
+
+    def _heard(self, call: Call, report: Report) -> None:
+        driver = self.drivers.get(call.saga_id)
+        if driver is not None and driver.epoch == call.epoch:
+            driver.heard(call, report)
 
     async def still_owned(self, driver: SagaDriver) -> bool:
         return await self._sagas.owns(driver.saga_id, driver.epoch)

@@ -20,6 +20,7 @@ from sec_protos.v1 import coordinator_pb2
 
 from sec.core.records import SecNodeName
 from sec.node.claims import in_turn
+from sec.node.reports import Reports, told_from_proto
 from sec.store.keys import Keys, last_segment
 from sec.store.kv import Get, KeyValue, Kv, KvError, LeaseId, LeaseNotFound, Revision
 from sec.store.mirror import Mirror
@@ -75,6 +76,8 @@ class Connection(Enum):
 class Peers:
     """Attends the SEC nodes that hold a session, but for `own_lease`, and revokes the sessions of those that are dead.
 
+    What the actions of the others' sagas report comes by the same streams, and goes into `reports`.
+
     A refusal only counts where the peer was heard before: of an address at which it never answered to us, a refusal says nothing.
     """
 
@@ -86,6 +89,7 @@ class Peers:
         sec_node: SecNodeName,
         own_lease: Callable[[], LeaseId],
         credentials: grpc.ChannelCredentials | None,
+        reports: Reports,
     ) -> None:
         self.heard: set[Peer] = set()
         """Those to which a stream is up."""
@@ -95,6 +99,7 @@ class Peers:
         self._sec_node = sec_node
         self._own_lease = own_lease
         self._credentials = credentials
+        self._reports = reports
 
     async def run(self) -> None:
         """Attends until it is cancelled."""
@@ -149,12 +154,13 @@ class Peers:
             _log.debug('SEC node "%s" attends SEC node "%s" at %s.', self._sec_node, peer.name, peer.address)
             self.heard.add(peer)
             try:
-                while await stream.read() is not grpc.aio.EOF:
-                    pass
+                while isinstance(answer := await stream.read(), peers_pb2.AttendResponse):
+                    self._reports.heard(peer, told_from_proto(answer.reports))
             except grpc.aio.AioRpcError as error:
                 _log.debug('The stream to SEC node "%s" broke: %s', peer.name, error)
             finally:
                 self.heard.discard(peer)
+                self._reports.lost(peer)
             return Heard.ITSELF
 
     def _channel(self, address: str) -> grpc.aio.Channel:

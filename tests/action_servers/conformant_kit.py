@@ -1,13 +1,27 @@
-"""The conformance actions, made with the kit: `python -m sec_client.kit conformant_kit:server`."""
+"""The conformance actions, made with the kit: `python -m sec_client.kit conformant_kit:server`.
+
+With its data in a SQLite file, CONFORMANT_KIT_FILE, or in the PostgreSQL database that CONFORMANT_KIT_POSTGRES tells how to reach.
+"""
 
 import os
 import time
 
-from sec_client.kit import ActionFailed, ActionServer, Call, Payload, SqliteStore, Unavailable
+import psycopg
+from sec_client.kit import ActionFailed, ActionServer, Call, DbApiStore, Payload, SqliteStore, Store, Unavailable
 
-server = ActionServer("kit", store=SqliteStore(os.environ.get("CONFORMANT_KIT_FILE", "kit.db")))
+DSN = os.environ.get("CONFORMANT_KIT_POSTGRES")
+store: Store = (
+    DbApiStore(lambda: psycopg.connect(DSN), driver=psycopg)
+    if DSN
+    else SqliteStore(os.environ.get("CONFORMANT_KIT_FILE", "kit.db"))
+)
+server = ActionServer("kit", store=store)
 BALANCES = "CREATE TABLE IF NOT EXISTS balances (saga_uid TEXT PRIMARY KEY, balance INTEGER NOT NULL)"
-CHANGE = "INSERT INTO balances VALUES (?1, ?2) ON CONFLICT (saga_uid) DO UPDATE SET balance = balance + ?2"
+BALANCE = "SELECT balance FROM balances WHERE saga_uid = ?"
+CHANGE = "INSERT INTO balances VALUES (?, ?) ON CONFLICT (saga_uid) DO UPDATE SET balance = balances.balance + excluded.balance"
+if DSN:
+    BALANCES = f"SELECT pg_advisory_xact_lock(1); {BALANCES}"  # what makes a table in PostgreSQL waits for nobody
+    BALANCE, CHANGE = BALANCE.replace("?", "%s"), CHANGE.replace("?", "%s")
 
 
 def behave(call: Call, unavailable: str, fail: str) -> None:
@@ -19,7 +33,7 @@ def behave(call: Call, unavailable: str, fail: str) -> None:
 
 def balance_of(call: Call) -> int:
     call.db.execute(BALANCES)
-    row = call.db.execute("SELECT balance FROM balances WHERE saga_uid = ?", (call.saga_uid,)).fetchone()
+    row = call.db.execute(BALANCE, (call.saga_uid,)).fetchone()
     return int(row[0]) if row else 0
 
 

@@ -15,6 +15,7 @@ from batching import Batching
 from breaches import BREACHES, Breach, serving
 from click.testing import CliRunner, Result
 from contract import ActionServer
+from postgres_support import Postgres
 from secctl.__main__ import cli
 from secctl.conformance.run import CLAUSES
 
@@ -78,6 +79,18 @@ def test_a_breach_is_told_by_its_clause_and_by_what_was_seen(tmp_path: Path) -> 
     [failure, _] = suite.iter("failure")
     assert "A repeated do answered" in failure.get("message", "")
     assert [check["verdict"] for check in json.loads(as_json.output)["checks"]] == ["kept"]
+
+
+def test_the_kit_keeps_the_contract_on_postgres(postgres: Postgres) -> None:
+    postgres.execute("CREATE SCHEMA conformance")
+    address = free_address()
+    program = [sys.executable, "-m", "sec_client.kit", "conformant_kit:server", "--listen", address]
+    dsn = f"CONFORMANT_KIT_POSTGRES={postgres.dsn('conformance')}"
+    result = run(address, "--run", shlex.join(["env", f"PYTHONPATH={HERE}", dsn, *program]))
+    assert result.exit_code == 0, result.output
+    assert re.search(r"keeps the contract in \d+ checks\.", result.output), result.output
+    assert "could not be made" not in result.output
+    assert postgres.execute("SELECT count(*) > 100 FROM conformance.sec_kit_calls") == [(True,)]
 
 
 @pytest.mark.parametrize("command", [plain, kit], ids=["plain", "kit"])

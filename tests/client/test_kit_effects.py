@@ -1,16 +1,21 @@
-"""`call.db`: the effect and the mark are one transaction. And what a crash leaves behind."""
+"""`call.db` of `SqliteStore` beyond what holds for every store, and what a crash leaves behind, of one in SQLite and of one in PostgreSQL."""
 
 import asyncio
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import grpc
 import pytest
 from client_support import Actions, eventually, serving, status_of
-from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore, SqliteStore
+from postgres_support import Postgres
+from sec_client.kit import ActionServer, Call, SqliteStore
+
+_schemas = count(1)
 
 
 def rows(path: Path) -> list[str]:
@@ -31,139 +36,29 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def things(path: Path) -> tuple[ActionServer, list[BaseException]]:
-    """A server that keeps things; it raises the errors in the list, after the effect and before the return, until none is left."""
-    server, errors = ActionServer("things", store=SqliteStore(path)), []
-
-    @server.action("make")
-    def make(call: Call) -> str:
-        with call.db as db:
-            db.execute("INSERT INTO things (name) VALUES (?)", (call.key,))
-        if errors:
-            raise errors.pop(0)
-        return call.key
-
-    @make.undo
-    def remove(call: Call) -> None:
-        call.db.execute("DELETE FROM things WHERE name = ?", (call.key,))
-        if errors:
-            raise errors.pop(0)
-
-    @server.action("make_async", undo=remove)
-    async def make_async(call: Call) -> str:
-        db = await call.open_db()
-        assert db is call.db
-        await asyncio.to_thread(db.execute, "INSERT INTO things (name) VALUES (?)", (call.key,))
-        if errors:
-            raise errors.pop(0)
-        return call.key
-
-    return server, errors
-
-
-@pytest.mark.parametrize("action", ["make", "make_async"])
-async def test_an_effect_is_had_with_its_mark_or_not_at_all(path: Path, action: str) -> None:
-    server, errors = things(path)
-    async with serving(server) as actions:
-        errors.append(RuntimeError("after the effect"))
-        assert (await status_of(actions.do(action)))[0] is grpc.StatusCode.INTERNAL
-        assert rows(path) == []
-        errors.append(ActionFailed("No."))
-        assert (await actions.do(action, "k2")).failure.message == "No."
-        assert rows(path) == []
-        await actions.do(action)
-        await actions.do(action)
-        assert rows(path) == ["k1"]
-        errors.append(RuntimeError("in the undo"))
-        assert (await status_of(actions.undo(action)))[0] is grpc.StatusCode.INTERNAL
-        assert rows(path) == ["k1"]
-        await actions.undo(action)
-        assert rows(path) == []
-
-
-async def test_many_calls_take_turns_with_the_database(path: Path) -> None:
-    server, _ = things(path)
-    async with serving(server) as actions:
-        names = [f"k{n:02}" for n in range(40)]
-        await asyncio.gather(*(actions.do("make" if n % 2 else "make_async", name) for n, name in enumerate(names)))
-        assert rows(path) == names
-        await asyncio.gather(*(actions.undo("make", name) for name in names))
-        assert rows(path) == []
-
-
-async def test_a_handler_cannot_end_the_transaction(path: Path) -> None:
+async def test_a_script_would_commit_and_is_refused(path: Path) -> None:
     server = ActionServer("things", store=SqliteStore(path))
-    how = ""
 
     @server.action("end", undo=None)
     def end(call: Call) -> None:
         call.db.execute("INSERT INTO things (name) VALUES ('x')")
-        match how:
-            case "script":
-                call.db.executescript("SELECT 1")
-            case "statement":
-                call.db.execute("ROLLBACK")
-            case _:
-                getattr(call.db, how)()
+        call.db.executescript("SELECT 1")
 
     async with serving(server) as actions:
-        for how in ("commit", "rollback", "close", "script"):  # read by the action
-            code, text = await status_of(actions.do("end", how))
-            assert (code, text.partition(":")[0]) == (grpc.StatusCode.INTERNAL, "ProgrammingError")
-        how = "statement"
-        code, text = await status_of(actions.do("end", how))
-        assert code is grpc.StatusCode.UNAVAILABLE
-        assert "ended the transaction of call.db" in text
-        assert rows(path) == []
-
-
-async def test_an_async_action_opens_the_database_first(path: Path) -> None:
-    server = ActionServer("things", store=SqliteStore(path))
-
-    @server.action("direct", undo=None)
-    async def direct(call: Call) -> None:
-        call.db.execute("SELECT 1")
-
-    async with serving(server) as actions:
-        assert "db = await call.open_db()" in (await status_of(actions.do("direct")))[1]
-
-
-async def test_the_memory_store_has_no_database() -> None:
-    server = ActionServer("things", store=MemoryStore())
-
-    @server.action("direct", undo=None)
-    def direct(call: Call) -> None:
-        call.db.execute("SELECT 1")
-
-    async with serving(server) as actions:
-        assert "The memory store has no database" in (await status_of(actions.do("direct")))[1]
-
-
-async def test_a_stop_without_grace_drops_the_effects_of_a_call_under_way(path: Path) -> None:
-    server = ActionServer("things", store=SqliteStore(path))
-    entered = asyncio.Event()
-
-    @server.action("hang", undo=None)
-    async def hang(call: Call) -> None:
-        (await call.open_db()).execute("INSERT INTO things (name) VALUES ('x')")
-        entered.set()
-        await asyncio.Event().wait()
-
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        call = asyncio.ensure_future(Actions(channel).do("hang"))
-        await entered.wait()
-        await server.stop(0)
-        await status_of(call)
+        code, text = await status_of(actions.do("end"))
+    assert (code, text.partition(":")[0]) == (grpc.StatusCode.INTERNAL, "ProgrammingError")
     assert rows(path) == []
 
 
 CRASHING = """
 import os, sys, time
-from sec_client.kit import ActionServer, Call, SqliteStore
+import psycopg
+from sec_client.kit import ActionServer, Call, DbApiStore, SqliteStore
 
-folder = sys.argv[1]
-server = ActionServer("crashing", store=SqliteStore(f"{folder}/things.db"))
+folder, dsn = sys.argv[1:]
+store = DbApiStore(lambda: psycopg.connect(dsn), driver=psycopg) if dsn else SqliteStore(f"{folder}/things.db")
+server = ActionServer("crashing", store=store)
+place = "%s" if dsn else "?"
 
 def note(text):
     with open(f"{folder}/notes", "a") as file:
@@ -172,7 +67,7 @@ def note(text):
 @server.action("make")
 def make(call: Call) -> str:
     if not call.params["outside"]:
-        call.db.execute("INSERT INTO things (name) VALUES (?)", (call.key,))
+        call.db.execute(f"INSERT INTO things (name) VALUES ({place})", (call.key,))
     note(f"do {call.key}")
     while os.path.exists(f"{folder}/hang"):
         time.sleep(0.005)
@@ -181,7 +76,7 @@ def make(call: Call) -> str:
 @make.undo
 def remove(call: Call) -> None:
     note(f"undo {call.key} {call.output_known}")
-    call.db.execute("DELETE FROM things WHERE name = ?", (call.key,))
+    call.db.execute(f"DELETE FROM things WHERE name = {place}", (call.key,))
 
 async def main():
     await server.start()
@@ -194,10 +89,10 @@ asyncio.run(main())
 
 
 @asynccontextmanager
-async def process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Actions]]:
+async def process(folder: Path, dsn: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Actions]]:
     """The crashing server as a process of its own, killed at the end."""
     started = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CRASHING, str(folder), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        sys.executable, "-c", CRASHING, str(folder), dsn, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
     try:
         assert started.stdout is not None
@@ -210,34 +105,56 @@ async def process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
         await started.wait()
 
 
+@dataclass(frozen=True)
+class Things:
+    """Where the effects are, and how they are seen from outside. `dsn`: of PostgreSQL, else a file in the folder."""
+
+    folder: Path
+    dsn: str
+    names: Callable[[], list[str]]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def things(request: pytest.FixtureRequest, path: Path) -> Things:
+    if request.param == "sqlite":
+        return Things(path.parent, "", lambda: rows(path))
+    postgres: Postgres = request.getfixturevalue("postgres")
+    schema = f"crashing_{next(_schemas)}"
+    postgres.execute(f"CREATE SCHEMA {schema}")
+    postgres.execute(f"CREATE TABLE {schema}.things (name TEXT PRIMARY KEY)")
+    select = f"SELECT name FROM {schema}.things ORDER BY name"
+    return Things(path.parent, postgres.dsn(schema), lambda: [str(name) for (name,) in postgres.execute(select)])
+
+
 @pytest.mark.parametrize("outside", [True, False], ids=["effect elsewhere", "effect in call.db"])
-async def test_killed_in_the_middle_of_a_do(path: Path, outside: bool) -> None:
-    folder = path.parent
+async def test_killed_in_the_middle_of_a_do(things: Things, outside: bool) -> None:
+    folder = things.folder
     notes, hang = folder / "notes", folder / "hang"
     hang.touch()
     params = {"outside": outside}
-    async with process(folder) as (killed, actions):
+    async with process(folder, things.dsn) as (killed, actions):
         lost = [asyncio.ensure_future(actions.do("make", key, params=params)) for key in ("a", "b")[: 1 + outside]]
         await eventually(lambda: notes.exists() and notes.read_text().count("do ") == len(lost))
         killed.kill()
         assert [(await status_of(call))[0] for call in lost] == [grpc.StatusCode.UNAVAILABLE] * len(lost)
     hang.unlink()
-    assert rows(path) == []
+    assert things.names() == []
     notes.unlink()
-    async with process(folder) as (_, actions):
+    async with process(folder, things.dsn) as (_, actions):
         await actions.undo("make", "a")
         assert notes.read_text() == "undo a False\n"  # it had begun, so the undo is asked, although nobody knows how far it came
         await actions.undo("make", "never seen")
         assert (await actions.do("make", "b", params=params)).output.data == b'"b"'  # it had begun, and runs again
         assert notes.read_text() == "undo a False\ndo b\n"
+        assert things.names() == ([] if outside else ["b"])
 
 
-async def test_two_processes_on_one_file_run_a_key_once(path: Path) -> None:
-    folder = path.parent
+async def test_two_processes_on_one_database_run_a_key_once(things: Things) -> None:
+    folder = things.folder
     notes, hang = folder / "notes", folder / "hang"
     hang.touch()
     params = {"outside": True}
-    async with process(folder) as (_, one), process(folder) as (_, two):
+    async with process(folder, things.dsn) as (_, one), process(folder, things.dsn) as (_, two):
         first = asyncio.ensure_future(one.do("make", "a", params=params))
         await eventually(lambda: notes.exists() and "do a" in notes.read_text())
         second = asyncio.ensure_future(two.do("make", "a", params=params))

@@ -1,4 +1,4 @@
-"""The three obligations of the contract, over a real socket, with both stores, for calls by themselves and in batches."""
+"""The three obligations of the contract, over a real socket, with every kind of store, for calls by themselves and in batches."""
 
 import asyncio
 import functools
@@ -12,7 +12,7 @@ import client_support
 import grpc
 import pytest
 from client_support import Actions, eventually, status_of
-from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore, Payload, SqliteStore, Store, StoreError, Unavailable
+from sec_client.kit import ActionFailed, ActionServer, Call, Payload, SqliteStore, Store, StoreError, Unavailable
 from sec_protos.v1 import action_server_pb2
 
 serving = client_support.serving
@@ -45,11 +45,6 @@ class Inventory:
 @pytest.fixture(autouse=True, params=[False, True], ids=["by themselves", "batched"])
 def batched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "serving", functools.partial(client_support.serving, batched=request.param))
-
-
-@pytest.fixture(params=["sqlite", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return SqliteStore(tmp_path / "marks.db") if request.param == "sqlite" else MemoryStore()
 
 
 async def test_a_repeated_do_is_answered_as_before(store: Store) -> None:

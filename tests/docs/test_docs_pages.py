@@ -13,6 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from docs_support import ROOT, blocks, pages
+from sec_client.kit import ddl
 from sec_protos.v1 import records_pb2
 from secctl import controls
 from secctl.__main__ import cli as secctl
@@ -241,6 +242,11 @@ def test_the_exit_codes_are_those_of_the_help() -> None:
     text = CLIENT.read_text(encoding="utf-8").partition("Exit codes, for scripts:")[2]
     shown = re.findall(r"^\| (\d+) \| (.+) \|$", text, flags=re.MULTILINE)
     assert shown == re.findall(r"^  (\d+) +(.+)$", EXIT_CODES, flags=re.MULTILINE)
+
+
+def test_the_tables_of_the_kit_are_those_that_it_makes() -> None:
+    [shown] = [block.text for block in blocks(ROOT / "docs" / "action-servers.md") if block.language == "sql"]
+    assert shown == "".join(f"{statement};\n" for statement in ddl("postgresql"))
 
 
 def test_make_lists_its_targets() -> None:

@@ -33,6 +33,7 @@ policies = st.sampled_from([DEFAULT_RETRY, DEFAULT_UNDO_RETRY]) | st.builds(
     jitter=st.floats(0, 1),
     attempt_timeout_s=st.floats(0.001, 86_400),
     overall_timeout_s=st.none() | st.floats(0.001, 1e9),
+    heartbeat_timeout_s=st.none() | st.floats(1, 86_400),
 )
 waits_s = st.floats(0, MAX_WAIT_S, exclude_min=True)
 deadlines = st.none() | st.builds(Deadline, waits_s, st.sampled_from(OnDeadline))

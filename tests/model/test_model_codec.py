@@ -177,6 +177,8 @@ def test_as_many_nodes_as_are_allowed_fit_into_a_definition() -> None:
         (common_pb2.RetryPolicy(multiplier=3.0, attempt_timeout_s=5.0), RetryPolicy(multiplier=3.0, attempt_timeout_s=5.0)),
         (common_pb2.RetryPolicy(overall_timeout_s=9.0), RetryPolicy(overall_timeout_s=9.0)),
         (common_pb2.RetryPolicy(overall_timeout_s=0.0), RetryPolicy()),
+        (common_pb2.RetryPolicy(heartbeat_timeout_s=9.0), RetryPolicy(heartbeat_timeout_s=9.0)),
+        (common_pb2.RetryPolicy(heartbeat_timeout_s=0.0), RetryPolicy()),
     ],
 )
 def test_a_policy_given_in_part(given: common_pb2.RetryPolicy, expected: RetryPolicy) -> None:

@@ -203,6 +203,7 @@ def test_a_wrong_definition_is_told_in_a_sentence(case: str) -> None:
         (RetryPolicy(jitter=float("nan")), "jitter is nan; it must be between 0 and 1"),
         (RetryPolicy(attempt_timeout_s=0.0), "attempt_timeout_s is 0.0; it must be between 0.001 and 86400"),
         (RetryPolicy(attempt_timeout_s=86_401.0), "attempt_timeout_s is 86401.0; it must be between 0.001 and 86400"),
+        (RetryPolicy(heartbeat_timeout_s=0.5), "heartbeat_timeout_s is 0.5; it must be between 1 and 86400"),
         (RetryPolicy(overall_timeout_s=0.0), "overall_timeout_s is 0.0; it must be positive"),
         (RetryPolicy(overall_timeout_s=-1.0), "overall_timeout_s is -1.0; it must be positive"),
         (RetryPolicy(overall_timeout_s=float("inf")), "overall_timeout_s is inf; it must be positive"),

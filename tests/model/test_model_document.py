@@ -202,7 +202,7 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     "an unknown key of a policy": (
         doc(act(retry={"attempts": 3})),
         [
-            'The retry policy of node "a" has an unknown key "attempts"; known are attempt_timeout_s, initial_backoff_s, jitter, '
+            'The retry policy of node "a" has an unknown key "attempts"; known are attempt_timeout_s, heartbeat_timeout_s, initial_backoff_s, jitter, '
             "max_attempts, max_backoff_s, multiplier, overall_timeout_s."
         ],
     ),

@@ -14,7 +14,7 @@ from waiting_support import until
 
 from sec.core.records import Epoch, Fault, NodePath, Phase, SagaId, SecNodeName
 from sec.dispatch import stream as stream_module
-from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, StaleEpoch, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, Heard, NotOffered, Report, StaleEpoch, Unanswered
 from sec.dispatch.endpoint import Endpoint
 
 MAX_OUTPUT_BYTES = 1_000
@@ -56,7 +56,15 @@ def _answers(*answers: pb.BatchedAnswer) -> pb.BatchResponse:
     return pb.BatchResponse(answers=answers)
 
 
-def call(node: str, *, phase: Phase = Phase.DO, params: bytes = b"p", timeout_s: float = 600.0, cancelled: bool = False) -> Call:
+def call(
+    node: str,
+    *,
+    phase: Phase = Phase.DO,
+    params: bytes = b"p",
+    timeout_s: float = 600.0,
+    cancelled: bool = False,
+    heartbeat_timeout_s: float = 0.0,
+) -> Call:
     return Call(
         saga_id=SagaId("s1"),
         saga_uid="u1",
@@ -72,6 +80,7 @@ def call(node: str, *, phase: Phase = Phase.DO, params: bytes = b"p", timeout_s:
         output=Payload.json("done") if phase is Phase.UNDO else None,
         timeout_s=timeout_s,
         cancelled=cancelled,
+        heartbeat_timeout_s=heartbeat_timeout_s,
     )
 
 
@@ -83,13 +92,15 @@ def made(endpoint: Endpoint, call: Call) -> "asyncio.Future[Answer]":
 
 
 @asynccontextmanager
-async def connected(play: Callable[[pb.BatchRequest, Any], Awaitable[None]]) -> AsyncIterator[tuple[Server, Endpoint]]:
+async def connected(
+    play: Callable[[pb.BatchRequest, Any], Awaitable[None]], heard: Heard = lambda call, report: None
+) -> AsyncIterator[tuple[Server, Endpoint]]:
     """The server on a real socket, and an endpoint that knows it."""
     servicer, server = Server(play), grpc.aio.server()
     action_server_pb2_grpc.add_ActionServerServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    endpoint = Endpoint(f"127.0.0.1:{port}", None, MAX_OUTPUT_BYTES, lambda: None)
+    endpoint = Endpoint(f"127.0.0.1:{port}", None, MAX_OUTPUT_BYTES, lambda: None, heard)
     try:
         await until(lambda: endpoint.up)
         yield servicer, endpoint
@@ -300,3 +311,68 @@ async def test_a_call_that_is_known_not_to_be_wanted_says_so() -> None:
     async with connected(answer_all) as (server, endpoint):
         await asyncio.gather(made(endpoint, call("a", cancelled=True)), made(endpoint, call("b")))
     assert [each.do_request.call.cancelled for each in server.messages[0].calls] == [True, False]
+
+
+async def test_reports_of_a_call_are_heard_until_it_is_answered() -> None:
+    heard: list[tuple[str, Report]] = []
+
+    async def report_and_answer(message: pb.BatchRequest, context: Any) -> None:
+        [only] = message.calls
+        reports = [
+            pb.BatchedProgress(id=only.id, fraction=0.25, message="a quarter"),
+            pb.BatchedProgress(id=only.id, message="x" * 300),
+            pb.BatchedProgress(id=only.id, fraction=7.0),
+            pb.BatchedProgress(id=only.id + 1, fraction=0.5),
+        ]
+        for each in reports:
+            await context.write(pb.BatchResponse(progress=[each]))
+        await context.write(_answers(pb.BatchedAnswer(id=only.id, do_response=_output(b"done"))))
+        await context.write(pb.BatchResponse(progress=[pb.BatchedProgress(id=only.id, fraction=1.0)]))
+        raise EndOfStream
+
+    async with connected(report_and_answer, lambda call, report: heard.append((call.node, report))) as (_, endpoint):
+        assert await made(endpoint, call("a")) == Answered(Payload("", b"done"))
+        await until(lambda: endpoint._stream is not None and endpoint._stream.ended)  # noqa: SLF001 # all that was sent has been read
+    assert heard == [("a", Report(0.25, "a quarter")), ("a", Report(None, "x" * 200)), ("a", Report(None, ""))]
+
+
+async def test_a_call_that_neither_answers_nor_reports_has_an_unknown_outcome() -> None:
+    async def say_nothing(message: pb.BatchRequest, context: Any) -> None: ...
+
+    async with connected(say_nothing) as (_, endpoint):
+        patient = made(endpoint, call("b"))
+        answer = await made(endpoint, call("a", heartbeat_timeout_s=0.2))
+        assert not patient.done()
+    assert answer == Unanswered(
+        Fault(f'The action of "step" at {endpoint.address} has neither answered nor reported for 0.2 s.', "no_heartbeat")
+    )
+
+
+async def test_a_report_gives_a_call_more_time() -> None:
+    async def report_once(message: pb.BatchRequest, context: Any) -> None:
+        await context.write(pb.BatchResponse(progress=[pb.BatchedProgress(id=message.calls[0].id)]))
+
+    heard: list[Report] = []
+    async with connected(report_once, lambda call, report: heard.append(report)) as (_, endpoint):
+        made(endpoint, call("a", heartbeat_timeout_s=60))
+        assert endpoint._stream is not None  # noqa: SLF001 # when the call ends is not to be waited for
+        [waiting] = endpoint._stream._waiting.values()  # noqa: SLF001
+        assert waiting.silence is not None
+        first = waiting.silence.when()
+        await until(lambda: heard)
+        assert waiting.silence.when() > first
+
+
+async def test_a_call_with_a_heartbeat_timeout_goes_by_the_stream_however_large_it_is() -> None:
+    large = b"x" * (stream_module.MAX_BYTES + 1)
+    async with connected(answer_all) as (server, endpoint):
+        await made(endpoint, call("a", params=large, heartbeat_timeout_s=60))
+        assert not server.by_themselves
+        await made(endpoint, call("b", params=large))
+        assert len(server.by_themselves) == 1
+
+
+def test_a_call_by_itself_has_no_more_time_than_its_heartbeat_timeout() -> None:
+    assert call("a", timeout_s=600, heartbeat_timeout_s=5).timeout_alone_s == 5
+    assert call("a", timeout_s=3, heartbeat_timeout_s=5).timeout_alone_s == 3
+    assert call("a", timeout_s=600).timeout_alone_s == 600

@@ -12,7 +12,7 @@ from waiting_support import until
 from sec.core.decide import Begin, Event, Ordered, Ready
 from sec.core.records import Created, Epoch, Fault, OutcomeUnknown, OwnerChanged, Record, SagaId, SecNodeName, StartRequested
 from sec.core.state import SagaState
-from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, Pending, Tell, Unanswered
+from sec.dispatch.calls import Answer, Answered, Busy, Call, NotOffered, Pending, Report, Tell, Unanswered
 from sec.node.driver import SagaDriver
 from sec.store.sagas import SagaHead, Written
 
@@ -36,6 +36,9 @@ class FakeHost:
     held: asyncio.Event = field(default_factory=asyncio.Event)
     fate: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    reports: list[tuple[NodePath, Report | None]] = field(default_factory=list)
+    before_answers: Callable[[Call], object] = lambda call: None
+    """Is called with each call, before its answer is told."""
     calls_left: int = 1_000
     """Before the session is past its deadline."""
 
@@ -67,12 +70,16 @@ class FakeHost:
         answer = self.answers.pop(0) if self.answers else done
         if isinstance(answer, NotOffered):
             self.offered = frozenset()
+        asyncio.get_running_loop().call_soon(self.before_answers, call)
         return asyncio.get_running_loop().call_soon(tell, answer)
 
     def called(self, call: Call, answer: Answer, took_s: float) -> None: ...
 
     def cancel(self, idempotency_key: str) -> None:
         self.cancelled.append(idempotency_key)
+
+    def reported(self, driver: SagaDriver, node: NodePath, report: Report | None) -> None:
+        self.reports.append((node, report))
 
     async def still_owned(self, driver: SagaDriver) -> bool:
         return True
@@ -193,3 +200,43 @@ async def test_a_call_that_waits_for_a_server_is_made_though_nobody_tells_that_t
     driver.look_again()
     await until(lambda: host.fate == ["ended"])
     assert host.dispatched() == [("do", "a"), ("do", "a")]
+
+
+async def test_what_a_call_reports_is_told_until_it_is_over() -> None:
+    half = Report(0.5, "half")
+    host = FakeHost()
+    driver = driver_at(host, Saga("s").append(action("a", "step", retry=RetryPolicy(heartbeat_timeout_s=7))).build())
+    host.before_answers = lambda call: driver.heard(call, half)
+    driver.post(Begin())
+    await until(lambda: host.fate)
+    assert host.reports == [(A, half), (A, None)]
+    assert [call.heartbeat_timeout_s for call in host.calls] == [7]
+    driver.heard(host.calls[0], half)  # late
+    assert len(host.reports) == 2
+
+
+async def test_a_driver_that_is_shut_takes_back_what_its_calls_have_reported() -> None:
+    half = Report(0.5, "half")
+    host = FakeHost()
+    driver = driver_at(host, Saga("s").append(action("a", "step")).build())
+
+    def report_and_shut(call: Call) -> None:
+        driver.heard(call, half)
+        driver.shut()
+
+    host.before_answers = report_and_shut
+    driver.post(Begin())
+    await until(lambda: driver.closed)
+    assert host.reports == [(A, half), (A, None)]
+
+
+async def test_the_heartbeat_timeout_of_an_undo_is_that_of_its_own_policy() -> None:
+    host = FakeHost(answers=[Unanswered(Fault("no answer"))])
+    once = RetryPolicy(max_attempts=1, heartbeat_timeout_s=7)
+    driver = driver_at(
+        host, Saga("s").append(action("a", "step", retry=once, undo_retry=RetryPolicy(heartbeat_timeout_s=9))).build()
+    )
+    driver.post(Begin())
+    await until(lambda: host.fate)
+    assert [(call.phase, call.heartbeat_timeout_s) for call in host.calls] == [(Phase.DO, 7), (Phase.UNDO, 9)]
+    assert host.reports == []

@@ -7,6 +7,7 @@ import pytest
 from sec_client import RetryPolicy, Saga, SagaState, UndoPolicy, action
 from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore
 from sec_client.kit.rules import Delivery, Entry, Run, Verdict
+from sec_client.kit.store import Effects
 from sec_testing import EVERY, Crash, Fail, LoseAnswer, LoseCall, Repeat, SagaTester, Straggle, told
 from shop_support import FEW, Shop, chain, sqlite_server
 
@@ -17,18 +18,18 @@ class Forgetful(MemoryStore):
     async def begin(self, delivery: Delivery) -> Verdict:
         return Run(first=True)
 
-    async def finish(self, delivery: Delivery, entry: Entry, *, with_effects: bool) -> None:
+    async def finish(self, delivery: Delivery, entry: Entry, effects: Effects | None) -> None:
         pass
 
 
 class NoTombstones(MemoryStore):
     """Forgets a key when it is undone, so that a late do takes effect again."""
 
-    async def finish(self, delivery: Delivery, entry: Entry, *, with_effects: bool) -> None:
+    async def finish(self, delivery: Delivery, entry: Entry, effects: Effects | None) -> None:
         if delivery.undo:
             del self._entries[delivery.key]
         else:
-            await super().finish(delivery, entry, with_effects=with_effects)
+            await super().finish(delivery, entry, effects)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async handlers", "plain handlers"])

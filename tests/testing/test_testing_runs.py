@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sec_client import InvalidDefinition, NodeState, Saga, SagaState, WrongState, action, signal, timer
+from sec_client import InvalidDefinition, NodeState, RetryPolicy, Saga, SagaState, WrongState, action, signal, timer
 from sec_client.kit import ActionFailed, ActionServer, Call, Incoming, MemoryStore
 from sec_model.commands import NodePath, SetDeadline
 from sec_testing import EVERY, Delay, Fail, LoseAnswer, NotSettled, SagaTester
@@ -381,3 +381,24 @@ def test_an_action_server_that_cannot_be_called_is_refused() -> None:
 
     with pytest.raises(ValueError, match="It is not declared how these actions are undone"), SagaTester(server) as sagas:
         sagas.run(chain("a"))
+
+
+@pytest.mark.parametrize(("reports", "attempts"), [(True, 1), (False, 2)], ids=["reports", "silent"])
+def test_a_heartbeat_timeout_is_kept_by_reports(reports: bool, attempts: int) -> None:
+    server = ActionServer("copier", store=MemoryStore())
+
+    @server.action(undo=None)
+    async def copy(call: Call) -> str:
+        for minute in range(60):
+            if reports:
+                await call.report(minute / 60)
+            await asyncio.sleep(60)
+        return "copied"
+
+    patient = RetryPolicy(max_attempts=attempts, attempt_timeout_s=86_400, heartbeat_timeout_s=90, initial_backoff_s=1)
+    with SagaTester(server) as sagas:
+        run = sagas.run(Saga("backup").append(action("disk", "copy", retry=patient, undo_retry=patient)))
+
+        assert run.done is reports
+        assert len(run.calls_of("disk")) == attempts
+        assert {error.code for error in run.errors} == (set() if reports else {"no_heartbeat"})

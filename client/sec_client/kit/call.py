@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-import sqlite3
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +16,9 @@ from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import common_pb2
 
 from sec_client.kit.cancelling import Cancellation
-from sec_client.kit.store import Store
+from sec_client.kit.progress import MAX_MESSAGE_CHARACTERS, Progress, Report
+from sec_client.kit.rules import Delivery
+from sec_client.kit.store import Effects, Store
 from sec_client.tracing import trace_id_of
 from sec_client.views import Phase
 
@@ -88,6 +91,17 @@ class _CallLog(logging.LoggerAdapter[logging.Logger]):
         return f"saga {extra['saga_id']} node {extra['node']} {extra['phase']}: {msg}", kwargs
 
 
+class _Done:
+    """What nobody has to wait for."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        return
+        yield
+
+
+_DONE = _Done()
+
+
 class Call:
     """One delivery of a call to an action or, with `phase` `Phase.UNDO`, to its undo action.
 
@@ -101,6 +115,7 @@ class Call:
     def __init__(
         self,
         message: pb.DoRequest | pb.UndoRequest,
+        delivery: Delivery,
         *,
         store: Store,
         logger: logging.Logger,
@@ -109,6 +124,7 @@ class Call:
         traceparent: str = "",
         cancellation: Cancellation | None = None,
         clock: Clock = REAL_TIME,
+        progress: Progress | None = None,
     ) -> None:
         about = message.call
         undo = isinstance(message, pb.UndoRequest)
@@ -144,9 +160,13 @@ class Call:
         self._end = None if remaining_s is None else clock.monotonic() + remaining_s
         self._deadline = None if remaining_s is None else clock.now() + timedelta(seconds=min(remaining_s, 1e9))
         self._cancellation = cancellation or Cancellation()
+        self._progress = progress or Progress()
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._db: sqlite3.Connection | None = None
+        self._delivery = delivery
+        self._opening: asyncio.Lock | None = None
+        self.effects: Effects | None = None
+        """The transaction of `db`, once the handler has opened it."""
 
     @property
     def params(self) -> Any:
@@ -197,33 +217,46 @@ class Call:
                 code=CANCELLED_CODE,
             )
 
-    @property
-    def db(self) -> sqlite3.Connection:
-        """The store's SQLite file, inside a transaction that is committed together with the mark that the call is finished when the
-        handler returns, and rolled back when it raises.
+    def report(self, fraction: float | None = None, message: str = "") -> Awaitable[None]:
+        """Says how far the action is: how much is done, from 0 to 1, and a line for people. Both may be missing: then it says that it is at work, which is what the
+        heartbeat timeout of a node asks for.
 
-        So an effect in this file happens exactly once: there is no instant at which it is there and its mark is not. An effect anywhere else (another
+        Never blocks and never fails, on a thread and on the event loop; what it answers may be awaited. At most one report in half a second is sent, the last one. It is
+        shown with the saga, and kept nowhere. A server that is called without batches (`interceptors=…`) has no way to report.
+        """
+        if fraction is not None:
+            fraction = None if math.isnan(fraction) else min(1.0, max(0.0, fraction))
+        report = Report(fraction, message[:MAX_MESSAGE_CHARACTERS].encode(errors="replace").decode())
+        with suppress(RuntimeError):  # the server has ended, and its loop with it
+            self._loop.call_soon_threadsafe(self._progress.report, report)
+        return _DONE
+
+    @property
+    def db(self) -> Any:
+        """The store's database, inside a transaction that is committed together with the mark that the call is finished when the handler returns, and
+        rolled back when it raises: a `sqlite3.Connection` of `SqliteStore`, a connection of the driver's of `DbApiStore`, a `Session` or `AsyncSession` of
+        `SqlAlchemyStore`.
+
+        So an effect in this database happens exactly once: there is no instant at which it is there and its mark is not. An effect anywhere else (another
         database, an HTTP call) can happen, and the process die before the mark is durable; then the handler is called again with the same
         key, and must itself see to it that the effect is had once.
 
-        From first use until the handler ends every other call to this server waits: use it late and briefly. In an async handler open it by
-        `await call.open_db()`. Raises `StoreError`; `RuntimeError` in an async handler that has not opened it.
+        Use it late and briefly: of `SqliteStore` every other call to this server waits from first use until the handler ends, and other stores have few
+        connections. In an async handler open it by `await call.open_db()`. Raises `StoreError`; `RuntimeError` in an async handler that has not opened it.
         """
-        if self._db is None:
+        if self.effects is None:
             try:
                 asyncio.get_running_loop()
             except RuntimeError:
                 return asyncio.run_coroutine_threadsafe(self.open_db(), self._loop).result()
             raise RuntimeError("In an async action open the database first: db = await call.open_db().")
-        return self._db
+        return self.effects.db
 
-    async def open_db(self) -> sqlite3.Connection:
+    async def open_db(self) -> Any:
         """`db` for async handlers: waits for the transaction without blocking the event loop."""
-        if self._db is None:
-            self._db = await self._store.begin_effects()
-        return self._db
-
-    @property
-    def has_effects(self) -> bool:
-        """The handler has opened `db`."""
-        return self._db is not None
+        if self._opening is None:  # most calls are for other things
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self.effects is None:
+                self.effects = await self._store.begin_effects(self._delivery)
+        return self.effects.db

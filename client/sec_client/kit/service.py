@@ -28,6 +28,7 @@ from sec_client.kit.batches import BatchStream
 from sec_client.kit.call import CANCELLED_CODE, REAL_TIME, ActionFailed, Call, Clock, Unavailable
 from sec_client.kit.cancelling import Cancellation
 from sec_client.kit.logs import logged_as
+from sec_client.kit.progress import Listener, Progress
 from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, Stale
 from sec_client.kit.store import Store, StoreError
 from sec_client.kit.typed import BadInput, plain
@@ -101,6 +102,7 @@ class _Key:
 
     def __init__(self) -> None:
         self.cancellation = Cancellation()
+        self.progress = Progress()
         self.lock = asyncio.Lock()
         self.users = 0
 
@@ -155,19 +157,19 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         if not self._batches:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f'The action server "{self._server_name}" takes no batches.')
         metadata = _metadata(context)
-        stream = BatchStream(lambda call: self._answer_batched(call, metadata), self._cancel, self._detach)
+        stream = BatchStream(lambda call, heard: self._answer_batched(call, metadata, heard), self._cancel, self._detach)
         self._streams.add(stream)
         try:
             await stream.serve(requests, context.write)
         finally:
             self._streams.discard(stream)
 
-    async def _answer_batched(self, call: pb.BatchedCall, metadata: Mapping[str, str]) -> pb.BatchedAnswer:
+    async def _answer_batched(self, call: pb.BatchedCall, metadata: Mapping[str, str], heard: Listener) -> pb.BatchedAnswer:
         message = call.undo_request if call.WhichOneof("request") == "undo_request" else call.do_request
         if call.traceparent:
             metadata = {**metadata, TRACEPARENT: call.traceparent}
         try:
-            answer = await self.deliver(message, call.timeout_s, metadata, batched=True)
+            answer = await self.deliver(message, call.timeout_s, metadata, batched=True, heard=heard)
         except Exception as e:
             self._logger.exception("saga %s node %s: the delivery ended in an error", message.call.saga_id, message.call.node)
             answer = Status(grpc.StatusCode.UNKNOWN, f"{type(e).__name__}: {e}"[:MAX_ERROR_CHARACTERS])
@@ -191,13 +193,19 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             key.cancellation.set()
 
     async def deliver(
-        self, message: Message, remaining_s: float | None, metadata: Mapping[str, str], *, batched: bool = False
+        self,
+        message: Message,
+        remaining_s: float | None,
+        metadata: Mapping[str, str],
+        *,
+        batched: bool = False,
+        heard: Listener | None = None,
     ) -> Response | Status:
         """Delivers a call and answers it. `remaining_s` is how long its caller waits (None: for ever); `batched`: the caller's task is ours to keep, and is
-        not cancelled when the caller goes away."""
+        not cancelled when the caller goes away. `heard` is told how far the action is."""
 
         async def deliver() -> Response | Status:
-            answer = await self._deliver(message, remaining_s, metadata.get(TRACEPARENT, ""), detached=batched)
+            answer = await self._deliver(message, remaining_s, metadata.get(TRACEPARENT, ""), detached=batched, heard=heard)
             if isinstance(answer, Status):
                 return answer
             return _undo_response(answer) if isinstance(message, pb.UndoRequest) else _do_response(answer)
@@ -229,8 +237,16 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         self._threads.shutdown(wait=False, cancel_futures=True)
         return len(left)
 
-    async def _deliver(self, message: Message, remaining_s: float | None, traceparent: str, *, detached: bool = False) -> Answer:
-        """`detached`: our task is not the caller's, so that it may go away at any time."""
+    async def _deliver(
+        self,
+        message: Message,
+        remaining_s: float | None,
+        traceparent: str,
+        *,
+        detached: bool = False,
+        heard: Listener | None = None,
+    ) -> Answer:
+        """`detached`: our task is not the caller's, so that it may go away at any time. `heard` is told how far the action is."""
         about = message.call
         action = self._actions.by_name.get(about.action)
         if action is None:
@@ -249,6 +265,8 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         key.users += 1
         if about.cancelled:
             key.cancellation.set()
+        if heard is not None:
+            key.progress.listen(heard)
         task: asyncio.Task[Answer] | None = None
         begun = False
         try:
@@ -260,13 +278,15 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             await key.lock.acquire()
             begun = True
             # From here on it runs to its end, although its caller may go away.
-            running = self._run(action, message, remaining_s, traceparent, key.cancellation)
+            running = self._run(action, message, remaining_s, traceparent, key)
             if detached:
                 return await running
             task = self._detach(running)
             task.add_done_callback(lambda _: self._leave(about.idempotency_key, key, begun=True))
             return await asyncio.shield(task)
         finally:
+            if heard is not None:
+                key.progress.forget(heard)
             if task is None:
                 self._leave(about.idempotency_key, key, begun=begun)
 
@@ -283,6 +303,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         self._in_hand -= 1
         key.users -= 1
         if key.users == 0:
+            key.progress.close()
             del self._keys[name]
 
     async def _remember_epoch(self, about: pb.Call) -> Status | None:
@@ -293,9 +314,7 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             return Status(grpc.StatusCode.UNAVAILABLE, str(e))
         return _stale(about, highest) if highest > about.epoch else None
 
-    async def _run(
-        self, action: Action, message: Message, remaining_s: float | None, traceparent: str, cancellation: Cancellation
-    ) -> Answer:
+    async def _run(self, action: Action, message: Message, remaining_s: float | None, traceparent: str, key: _Key) -> Answer:
         about = message.call
         undo = isinstance(message, pb.UndoRequest)
         has_output = isinstance(message, pb.UndoRequest) and message.HasField("output")
@@ -314,13 +333,15 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
                     case Run(output, first):
                         call = Call(
                             message,
+                            delivery,
                             store=self._store,
                             logger=self._logger,
                             known_output=output,
                             remaining_s=remaining_s,
                             traceparent=traceparent,
-                            cancellation=None if undo else cancellation,
+                            cancellation=None if undo else key.cancellation,
                             clock=self._clock,
+                            progress=key.progress,
                         )
                         return await self._handle(action, call, delivery, output, first=first)
         except StoreError as e:
@@ -343,20 +364,20 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             output = b"" if delivery.undo else self._output(value)
             ended = True
             entry = Entry(Mark.UNDONE) if delivery.undo else Entry(Mark.DONE, output)
-            await self._store.finish(delivery, entry, with_effects=call.has_effects)
+            await self._store.finish(delivery, entry, call.effects)
             return Output(output)
         except ActionFailed as e:
-            if call.has_effects:
-                await self._store.drop_effects(in_use=False)
+            if call.effects is not None:
+                await self._store.drop_effects(call.effects, in_use=False)
             failure = _failure(e)
             entry = Entry(Mark.UNDO_FAILED, known_output) if delivery.undo else Entry(Mark.FAILED, failure)
-            await self._store.finish(delivery, entry, with_effects=False)
+            await self._store.finish(delivery, entry, None)
             return Failure(failure)
         except BaseException as e:
             if ended:  # the store has dropped the effects
                 raise
-            if call.has_effects:
-                await self._store.drop_effects(in_use=not isinstance(e, Exception))
+            if call.effects is not None:
+                await self._store.drop_effects(call.effects, in_use=not isinstance(e, Exception))
             if not isinstance(e, Exception) or isinstance(e, StoreError):
                 raise
             if isinstance(e, Unavailable):

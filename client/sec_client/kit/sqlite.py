@@ -5,33 +5,25 @@ commit), or one handler with its effects. All of SQLite's own waiting is done on
 """
 
 import asyncio
-import hashlib
-import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, TypeVar
 
+from sec_client.kit.key_locks import FileLocks
 from sec_client.kit.rules import Delivery, Entry, Mark, Stale, Verdict, judge
-from sec_client.kit.store import StoreError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from sec_client.kit.store import Effects, StoreError
+from sec_client.kit.threads import in_thread
 
 T = TypeVar("T")
 
 _SCHEMA_VERSION = 1
 _BUSY_TIMEOUT_S = 10.0
 """How long another process that shares the file may hold its transaction open."""
-_FIRST_POLL_S, _LONGEST_POLL_S = 0.002, 0.05
-_OPENING = 1 << 56
-"""The byte of the lock file that is held while the store is opened. Those of the keys are below."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sec_kit (version INTEGER NOT NULL);
@@ -41,8 +33,6 @@ CREATE TABLE IF NOT EXISTS sec_calls (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sec_calls_by_saga ON sec_calls (saga_uid, changed_s);
 """
-
-_open_files: set[Path] = set()
 
 
 class EffectsConnection(sqlite3.Connection):
@@ -88,7 +78,7 @@ class SqliteStore:
         self._lock = asyncio.Lock()
         self._waiting: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sec-store")
-        self._lock_file = -1
+        self._locks = FileLocks(self._path)
 
     @property
     def path(self) -> Path:
@@ -97,36 +87,15 @@ class SqliteStore:
 
     async def open(self, server_name: str) -> None:
         self._path = self._resolve(server_name)
-        if self._path in _open_files:
-            raise StoreError(f'The store "{self._path}" is open already in this process: give each server a file of its own.')
-        self._db = await self._in_thread(self._open)
-        _open_files.add(self._path)
+        self._locks = FileLocks(self._path)
+        self._db = await in_thread(self._thread, self._open)
 
     def _resolve(self, server_name: str) -> Path:
         return Path(self._given_path if self._given_path is not None else f"{server_name}.sec.db").resolve()
 
     def _open(self) -> EffectsConnection:
-        if fcntl is None:
+        with self._locks.opening():  # SQLite does not wait for another process when it changes the journal mode of a new file
             return self._connect()
-        try:
-            self._lock_file = os.open(f"{self._path}-keys", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise StoreError(f'The store "{self._path}" cannot be opened: {e}.') from e
-        # SQLite does not wait for another process when it changes the journal mode of a new file.
-        fcntl.lockf(self._lock_file, fcntl.LOCK_EX, 1, _OPENING)
-        try:
-            return self._connect()
-        except StoreError:
-            self._close_lock_file()
-            raise
-        finally:
-            if self._lock_file >= 0:
-                fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, _OPENING)
-
-    def _close_lock_file(self) -> None:
-        file, self._lock_file = self._lock_file, -1
-        if file >= 0:
-            os.close(file)  # which drops its locks
 
     def _connect(self) -> EffectsConnection:
         try:
@@ -151,26 +120,11 @@ class SqliteStore:
     async def close(self) -> None:
         db, self._db = self._db, None
         if db is not None:
-            _open_files.discard(self._path)
-            await self._in_thread(lambda: sqlite3.Connection.close(db))
-        self._close_lock_file()
+            await in_thread(self._thread, lambda: sqlite3.Connection.close(db))
+            self._locks.close()
 
-    @asynccontextmanager
-    async def hold(self, key: str) -> AsyncIterator[None]:
-        if fcntl is None or self._lock_file < 0:
-            yield
-            return
-        # One byte of the lock file stands for the key: locks of a process that dies are dropped by the system.
-        file, offset = self._lock_file, int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
-        pause_s = _FIRST_POLL_S
-        while not _try_lock(file, offset):
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, _LONGEST_POLL_S)
-        try:
-            yield
-        finally:
-            if self._lock_file == file:
-                fcntl.lockf(file, fcntl.LOCK_UN, 1, offset)
+    def hold(self, key: str) -> AbstractAsyncContextManager[None]:
+        return self._locks.hold(key)
 
     async def remember_epoch(self, saga_uid: str, epoch: int) -> int:
         return await self._write(lambda db: _remember_epoch(db, saga_uid, epoch))
@@ -178,10 +132,10 @@ class SqliteStore:
     async def begin(self, delivery: Delivery) -> Verdict:
         return await self._write(lambda db: _begin(db, delivery))
 
-    async def begin_effects(self) -> sqlite3.Connection:
+    async def begin_effects(self, delivery: Delivery) -> Effects:
         await self._lock.acquire()
         try:
-            return await self._in_thread(self._begin_effects)
+            return Effects(await in_thread(self._thread, self._begin_effects))
         except BaseException:
             self._lock.release()
             raise
@@ -194,12 +148,12 @@ class SqliteStore:
             raise self._error("cannot be written", e) from e
         return db
 
-    async def finish(self, delivery: Delivery, entry: Entry, *, with_effects: bool) -> None:
-        if not with_effects:
+    async def finish(self, delivery: Delivery, entry: Entry, effects: Effects | None) -> None:
+        if effects is None:
             await self._write(lambda db: _put(db, delivery, entry))
             return
         try:
-            await self._in_thread(lambda: self._commit_effects(delivery, entry))
+            await in_thread(self._thread, lambda: self._commit_effects(delivery, entry))
         finally:
             self._lock.release()
 
@@ -215,12 +169,12 @@ class SqliteStore:
             _roll_back(db)
             raise self._error("cannot be written", e) from e
 
-    async def drop_effects(self, *, in_use: bool) -> None:
+    async def drop_effects(self, effects: Effects, *, in_use: bool) -> None:
         try:
             if in_use:  # after a rollback each write of the handler would commit by itself: take the connection away instead
                 await self.close()
             elif self._db is not None:
-                await self._in_thread(lambda: _roll_back(self._connection()))
+                await in_thread(self._thread, lambda: _roll_back(self._connection()))
         finally:
             self._lock.release()
 
@@ -241,7 +195,7 @@ class SqliteStore:
             if not future.done():
                 batch, self._waiting = self._waiting, []
                 try:
-                    results = await self._in_thread(lambda: self._run_batch([operation for operation, _ in batch]))
+                    results = await in_thread(self._thread, lambda: self._run_batch([operation for operation, _ in batch]))
                 except BaseException as e:
                     for _, waiter in batch:
                         if waiter is not future and not waiter.done():
@@ -264,15 +218,6 @@ class SqliteStore:
             raise self._error("cannot be written", e) from e
         return results
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        """Runs on the store's thread. Cancellation waits until the function has ended, so that it never overlaps with what comes next."""
-        future = asyncio.get_running_loop().run_in_executor(self._thread, function)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise
-
     def _connection(self) -> EffectsConnection:
         if self._db is None:
             raise StoreError(f'The store "{self._path}" is closed.')
@@ -280,14 +225,6 @@ class SqliteStore:
 
     def _error(self, what: str, error: sqlite3.Error) -> StoreError:
         return StoreError(f'The store "{self._path}" {what}: {error}.')
-
-
-def _try_lock(file: int, offset: int) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def _remember_epoch(db: sqlite3.Connection, saga_uid: str, epoch: int) -> int:

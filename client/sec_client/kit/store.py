@@ -1,15 +1,21 @@
 """The port behind which an action server keeps its marks, and the store for tests that keeps them in memory."""
 
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from sec_client.kit.rules import Delivery, Entry, Stale, Verdict, judge
 
 
 class StoreError(Exception):
     """The store cannot be opened, read or written. The message is a sentence that names it."""
+
+
+class Effects:
+    """An open transaction, in which a handler has its effects. `db` is what the handler gets: a connection or a session, of the store's kind."""
+
+    def __init__(self, db: Any) -> None:
+        self.db = db
 
 
 class Store(Protocol):
@@ -33,13 +39,14 @@ class Store(Protocol):
     async def begin(self, delivery: Delivery) -> Verdict:
         """Applies `judge` in one step: the epoch and the entry that the verdict asks for are durable on return."""
 
-    async def begin_effects(self) -> sqlite3.Connection:
-        """Opens the transaction in which a handler has its effects. One at a time: waits for the one before."""
+    async def begin_effects(self, delivery: Delivery) -> Effects:
+        """Opens the transaction in which the handler of a delivery that was begun has its effects. Waits for its turn, if the store has few."""
 
-    async def finish(self, delivery: Delivery, entry: Entry, *, with_effects: bool) -> None:
-        """Stores the entry, in the transaction of the effects if there is one. When this raises the effects are dropped."""
+    async def finish(self, delivery: Delivery, entry: Entry, effects: Effects | None) -> None:
+        """Stores the entry, in the transaction of the effects if there is one, which ends. When this raises the effects are dropped, unless it could
+        not be told whether they were committed: then the entry tells."""
 
-    async def drop_effects(self, *, in_use: bool) -> None:
+    async def drop_effects(self, effects: Effects, *, in_use: bool) -> None:
         """Rolls the effects back. `in_use`: their handler may still be running; it must not be able to write any more."""
 
 
@@ -73,11 +80,11 @@ class MemoryStore:
             self._entries[delivery.key] = entry
         return verdict
 
-    async def begin_effects(self) -> sqlite3.Connection:
+    async def begin_effects(self, delivery: Delivery) -> Effects:
         raise StoreError("The memory store has no database for effects: use SqliteStore.")
 
-    async def finish(self, delivery: Delivery, entry: Entry, *, with_effects: bool) -> None:
+    async def finish(self, delivery: Delivery, entry: Entry, effects: Effects | None) -> None:
         self._entries[delivery.key] = entry
 
-    async def drop_effects(self, *, in_use: bool) -> None:
+    async def drop_effects(self, effects: Effects, *, in_use: bool) -> None:
         pass

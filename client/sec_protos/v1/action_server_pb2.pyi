@@ -71,6 +71,12 @@ still runs, says the same. That the caller went away, or that time is up, does n
   [cancelled] A `Do` that is cancelled is answered like any other: `output` if it took effect, `failure` if it did not and never will, a status when in doubt. What
   is cancelled and is not known, or was answered, is ignored. An `Undo` is never cancelled.
 
+HOW FAR IT IS
+A server may report how far a call that came by `Batch` is, by BatchResponse.progress, as often as it likes, but better not more than twice a second. It is shown to
+people, and kept nowhere. Where the definition has a heartbeat timeout (RetryPolicy), a report also says that the server is at work: a call that has brought neither an
+answer nor a report for so long has an unknown outcome, and is made again. When that comes while the first is still at work, reports belong to both. A call that was made
+by Do or Undo cannot be reported on: its heartbeat timeout counts from its beginning. A server may ignore it all.
+
 WHAT IS CARRIED
   [payloads] Content types and data arrive as they were sent, and are answered as the action meant them: any bytes, any Unicode text, empty ones too.
   [large-calls] Each payload has at most 256 KiB unless the cluster is configured otherwise, but a node may read many. Most gRPC libraries refuse what is larger
@@ -541,20 +547,56 @@ class BatchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ANSWERS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchedAnswer]: ...
+    @_builtins.property
+    def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchedProgress]:
+        """How far calls of this stream are that are not answered yet. Optional. At most 1,000."""
+
     def __init__(
         self,
         *,
         answers: _abc.Iterable[Global___BatchedAnswer] | None = ...,
+        progress: _abc.Iterable[Global___BatchedProgress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchResponse: _TypeAlias = BatchResponse  # noqa: Y015
+
+@_typing.final
+class BatchedProgress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FRACTION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The call, by its id. One that the coordinator does not wait for any longer is ignored."""
+    fraction: _builtins.float
+    """How much is done, from 0 to 1. Absent: it is at work, and cannot tell."""
+    message: _builtins.str
+    """A line for people: "copied 40 of 100 GB". At most 200 characters are kept."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        fraction: _builtins.float | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "fraction", b"fraction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "fraction", b"fraction", "id", b"id", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fraction: _TypeAlias = _typing.Literal["fraction"]  # noqa: Y015
+    _WhichOneofArgType__fraction: _TypeAlias = _typing.Literal["_fraction", b"_fraction"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fraction) -> _WhichOneofReturnType__fraction | None: ...
+
+Global___BatchedProgress: _TypeAlias = BatchedProgress  # noqa: Y015
 
 @_typing.final
 class BatchedAnswer(_message.Message):

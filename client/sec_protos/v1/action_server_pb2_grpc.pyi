@@ -71,6 +71,12 @@ still runs, says the same. That the caller went away, or that time is up, does n
   [cancelled] A `Do` that is cancelled is answered like any other: `output` if it took effect, `failure` if it did not and never will, a status when in doubt. What
   is cancelled and is not known, or was answered, is ignored. An `Undo` is never cancelled.
 
+HOW FAR IT IS
+A server may report how far a call that came by `Batch` is, by BatchResponse.progress, as often as it likes, but better not more than twice a second. It is shown to
+people, and kept nowhere. Where the definition has a heartbeat timeout (RetryPolicy), a report also says that the server is at work: a call that has brought neither an
+answer nor a report for so long has an unknown outcome, and is made again. When that comes while the first is still at work, reports belong to both. A call that was made
+by Do or Undo cannot be reported on: its heartbeat timeout counts from its beginning. A server may ignore it all.
+
 WHAT IS CARRIED
   [payloads] Content types and data arrive as they were sent, and are answered as the action meant them: any bytes, any Unicode text, empty ones too.
   [large-calls] Each payload has at most 256 KiB unless the cluster is configured otherwise, but a node may read many. Most gRPC libraries refuse what is larger

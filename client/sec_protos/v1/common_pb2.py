@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13sec/v1/common.proto\x12\x06sec.v1\"-\n\x07Payload\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"E\n\x05\x45rror\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x1d\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x0f.sec.v1.Payload\"\xbf\x01\n\x0bRetryPolicy\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\r\x12\x19\n\x11initial_backoff_s\x18\x02 \x01(\x01\x12\x15\n\rmax_backoff_s\x18\x03 \x01(\x01\x12\x12\n\nmultiplier\x18\x04 \x01(\x01\x12\x13\n\x06jitter\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11\x61ttempt_timeout_s\x18\x06 \x01(\x01\x12\x19\n\x11overall_timeout_s\x18\x07 \x01(\x01\x42\t\n\x07_jitter\"\xa8\x01\n\x0b\x45rrorDetail\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07saga_id\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x10\n\x08sec_node\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\x12\x11\n\tretryable\x18\x06 \x01(\x08\x12\x10\n\x08\x64\x65\x66inite\x18\x07 \x01(\x08\x12\x10\n\x08problems\x18\x08 \x03(\t\x12\x15\n\rretry_after_s\x18\t \x01(\x01*<\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PHASE_DO\x10\x01\x12\x0e\n\nPHASE_UNDO\x10\x02\x42+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13sec/v1/common.proto\x12\x06sec.v1\"-\n\x07Payload\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"E\n\x05\x45rror\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x1d\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x0f.sec.v1.Payload\"\xdc\x01\n\x0bRetryPolicy\x12\x14\n\x0cmax_attempts\x18\x01 \x01(\r\x12\x19\n\x11initial_backoff_s\x18\x02 \x01(\x01\x12\x15\n\rmax_backoff_s\x18\x03 \x01(\x01\x12\x12\n\nmultiplier\x18\x04 \x01(\x01\x12\x13\n\x06jitter\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11\x61ttempt_timeout_s\x18\x06 \x01(\x01\x12\x19\n\x11overall_timeout_s\x18\x07 \x01(\x01\x12\x1b\n\x13heartbeat_timeout_s\x18\x08 \x01(\x01\x42\t\n\x07_jitter\"\xa8\x01\n\x0b\x45rrorDetail\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07saga_id\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x10\n\x08sec_node\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\x12\x11\n\tretryable\x18\x06 \x01(\x08\x12\x10\n\x08\x64\x65\x66inite\x18\x07 \x01(\x08\x12\x10\n\x08problems\x18\x08 \x03(\t\x12\x15\n\rretry_after_s\x18\t \x01(\x01*<\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PHASE_DO\x10\x01\x12\x0e\n\nPHASE_UNDO\x10\x02\x42+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,14 +32,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sec_protos.v1.common_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\ndev.sec.v1P\001Z\033sec.dev/protos/sec/v1;secv1'
-  _globals['_PHASE']._serialized_start=514
-  _globals['_PHASE']._serialized_end=574
+  _globals['_PHASE']._serialized_start=543
+  _globals['_PHASE']._serialized_end=603
   _globals['_PAYLOAD']._serialized_start=31
   _globals['_PAYLOAD']._serialized_end=76
   _globals['_ERROR']._serialized_start=78
   _globals['_ERROR']._serialized_end=147
   _globals['_RETRYPOLICY']._serialized_start=150
-  _globals['_RETRYPOLICY']._serialized_end=341
-  _globals['_ERRORDETAIL']._serialized_start=344
-  _globals['_ERRORDETAIL']._serialized_end=512
+  _globals['_RETRYPOLICY']._serialized_end=370
+  _globals['_ERRORDETAIL']._serialized_start=373
+  _globals['_ERRORDETAIL']._serialized_end=541
 # @@protoc_insertion_point(module_scope)

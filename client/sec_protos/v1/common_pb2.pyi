@@ -114,6 +114,7 @@ class RetryPolicy(_message.Message):
     JITTER_FIELD_NUMBER: _builtins.int
     ATTEMPT_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     OVERALL_TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
     """Calls in all, the first one included. 0 means the cluster's default (8 for an action, 20 for an undo action)."""
     initial_backoff_s: _builtins.float
@@ -130,6 +131,10 @@ class RetryPolicy(_message.Message):
     """Bound of all calls and pauses together, in seconds, kept across takeovers. Waiting for an action server that offers the
     action does not count. 0 means unbounded.
     """
+    heartbeat_timeout_s: _builtins.float
+    """How long a single call may bring neither an answer nor a report of progress (BatchResponse.progress), in seconds: then its outcome is unknown. For actions that take
+    long and report, so that one that hangs is noticed before `attempt_timeout_s`. 0 means that nothing is expected; otherwise at least 1.
+    """
     def __init__(
         self,
         *,
@@ -140,10 +145,11 @@ class RetryPolicy(_message.Message):
         jitter: _builtins.float | None = ...,
         attempt_timeout_s: _builtins.float = ...,
         overall_timeout_s: _builtins.float = ...,
+        heartbeat_timeout_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_jitter", b"_jitter", "jitter", b"jitter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_jitter", b"_jitter", "attempt_timeout_s", b"attempt_timeout_s", "initial_backoff_s", b"initial_backoff_s", "jitter", b"jitter", "max_attempts", b"max_attempts", "max_backoff_s", b"max_backoff_s", "multiplier", b"multiplier", "overall_timeout_s", b"overall_timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_jitter", b"_jitter", "attempt_timeout_s", b"attempt_timeout_s", "heartbeat_timeout_s", b"heartbeat_timeout_s", "initial_backoff_s", b"initial_backoff_s", "jitter", b"jitter", "max_attempts", b"max_attempts", "max_backoff_s", b"max_backoff_s", "multiplier", b"multiplier", "overall_timeout_s", b"overall_timeout_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__jitter: _TypeAlias = _typing.Literal["jitter"]  # noqa: Y015
     _WhichOneofArgType__jitter: _TypeAlias = _typing.Literal["_jitter", b"_jitter"]  # noqa: Y015

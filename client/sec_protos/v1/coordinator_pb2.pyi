@@ -309,6 +309,7 @@ class NodeStatus(_message.Message):
     SUBSAGA_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     DUE_US_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Full path."""
     label: _builtins.str
@@ -337,6 +338,12 @@ class NodeStatus(_message.Message):
     def output(self) -> _common_pb2.Payload:
         """Present once it has one, and outputs were asked for."""
 
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """What the call under way has last reported, if it has. From the memory of the owner, and told by it to the other SEC nodes within about a second: it is lost with a
+        takeover, until the next report comes.
+        """
+
     def __init__(
         self,
         *,
@@ -352,16 +359,49 @@ class NodeStatus(_message.Message):
         subsaga: _builtins.bool = ...,
         rank: _builtins.int = ...,
         due_us: _builtins.int = ...,
+        progress: Global___Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "error", b"error", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "error", b"error", "output", b"output", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "action", b"action", "attempts", b"attempts", "depends_on", b"depends_on", "detail", b"detail", "due_us", b"due_us", "error", b"error", "label", b"label", "node", b"node", "output", b"output", "rank", b"rank", "state", b"state", "subsaga", b"subsaga"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output", b"_output", "action", b"action", "attempts", b"attempts", "depends_on", b"depends_on", "detail", b"detail", "due_us", b"due_us", "error", b"error", "label", b"label", "node", b"node", "output", b"output", "progress", b"progress", "rank", b"rank", "state", b"state", "subsaga", b"subsaga"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output: _TypeAlias = _typing.Literal["output"]  # noqa: Y015
     _WhichOneofArgType__output: _TypeAlias = _typing.Literal["_output", b"_output"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__output) -> _WhichOneofReturnType__output | None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    """How far a call of an action server is, as that reports it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRACTION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    TIME_US_FIELD_NUMBER: _builtins.int
+    fraction: _builtins.float
+    """How much is done, from 0 to 1. Absent: it did not say."""
+    message: _builtins.str
+    """A line for people."""
+    time_us: _builtins.int
+    """When it came (owner's wall clock), microseconds since 1970-01-01T00:00:00Z."""
+    def __init__(
+        self,
+        *,
+        fraction: _builtins.float | None = ...,
+        message: _builtins.str = ...,
+        time_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "fraction", b"fraction"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "fraction", b"fraction", "message", b"message", "time_us", b"time_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fraction: _TypeAlias = _typing.Literal["fraction"]  # noqa: Y015
+    _WhichOneofArgType__fraction: _TypeAlias = _typing.Literal["_fraction", b"_fraction"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fraction) -> _WhichOneofReturnType__fraction | None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
 
 @_typing.final
 class Saga(_message.Message):

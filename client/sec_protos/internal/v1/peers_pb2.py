@@ -22,19 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sec_protos.v1 import coordinator_pb2 as sec_dot_v1_dot_coordinator__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsec/internal/v1/peers.proto\x12\x0fsec.internal.v1\"\x1d\n\rAttendRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0e\x41ttendResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x32T\n\x05Peers\x12K\n\x06\x41ttend\x12\x1e.sec.internal.v1.AttendRequest\x1a\x1f.sec.internal.v1.AttendResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsec/internal/v1/peers.proto\x12\x0fsec.internal.v1\x1a\x18sec/v1/coordinator.proto\"\x1d\n\rAttendRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Z\n\x0e\x41ttendResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12(\n\x07reports\x18\x03 \x03(\x0b\x32\x17.sec.internal.v1.Report\"L\n\x06Report\x12\x10\n\x08saga_uid\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\"\n\x08progress\x18\x03 \x01(\x0b\x32\x10.sec.v1.Progress2T\n\x05Peers\x12K\n\x06\x41ttend\x12\x1e.sec.internal.v1.AttendRequest\x1a\x1f.sec.internal.v1.AttendResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sec_protos.internal.v1.peers_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTENDREQUEST']._serialized_start=48
-  _globals['_ATTENDREQUEST']._serialized_end=77
-  _globals['_ATTENDRESPONSE']._serialized_start=79
-  _globals['_ATTENDRESPONSE']._serialized_end=127
-  _globals['_PEERS']._serialized_start=129
-  _globals['_PEERS']._serialized_end=213
+  _globals['_ATTENDREQUEST']._serialized_start=74
+  _globals['_ATTENDREQUEST']._serialized_end=103
+  _globals['_ATTENDRESPONSE']._serialized_start=105
+  _globals['_ATTENDRESPONSE']._serialized_end=195
+  _globals['_REPORT']._serialized_start=197
+  _globals['_REPORT']._serialized_end=273
+  _globals['_PEERS']._serialized_start=275
+  _globals['_PEERS']._serialized_end=359
 # @@protoc_insertion_point(module_scope)

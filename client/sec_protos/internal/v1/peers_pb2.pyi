@@ -3,8 +3,11 @@
 isort:skip_file
 What SEC nodes say to each other. Not part of the contract: nobody else serves or calls it, and it may change with any version."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
+from sec_protos.v1 import coordinator_pb2 as _coordinator_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -42,22 +45,59 @@ class AttendResponse(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
+    REPORTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The SEC node that answers."""
     lease_id: _builtins.int
     """The lease of the session that it holds, or is about to hold; 0: none. It is set before the node's key is written, and a lease that was
     given up never comes back: an answer with another lease than that of the node's key says that nobody acts under the key's lease.
     """
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Report]:
+        """Not in the first message."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         lease_id: _builtins.int = ...,
+        reports: _abc.Iterable[Global___Report] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "name", b"name", "reports", b"reports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttendResponse: _TypeAlias = AttendResponse  # noqa: Y015
+
+@_typing.final
+class Report(_message.Message):
+    """How far a call under way is; or that it is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAGA_UID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    saga_uid: _builtins.str
+    node: _builtins.str
+    """Full path."""
+    @_builtins.property
+    def progress(self) -> _coordinator_pb2.Progress:
+        """Absent: the call is over."""
+
+    def __init__(
+        self,
+        *,
+        saga_uid: _builtins.str = ...,
+        node: _builtins.str = ...,
+        progress: _coordinator_pb2.Progress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "progress", b"progress", "saga_uid", b"saga_uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Report: _TypeAlias = Report  # noqa: Y015

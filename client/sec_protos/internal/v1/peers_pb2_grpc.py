@@ -47,8 +47,8 @@ class PeersServicer:
     """
 
     def Attend(self, request, context):
-        """Every SEC node holds this stream to every other one. The first message says who answers; after that the stream is silent, and lasts for
-        as long as the process that answers. That it breaks is the news.
+        """Every SEC node holds this stream to every other one. The first message says who answers. The stream lasts for as long as the process that answers: that it breaks is
+        the news. Meanwhile it brings what the actions of the answering node's sagas report, first all and then what changes, at most once a second.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,8 +34,8 @@ class PeersStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PeersAsyncStub: ...
     Attend: _grpc.UnaryStreamMultiCallable[_peers_pb2.AttendRequest, _peers_pb2.AttendResponse]
-    """Every SEC node holds this stream to every other one. The first message says who answers; after that the stream is silent, and lasts for
-    as long as the process that answers. That it breaks is the news.
+    """Every SEC node holds this stream to every other one. The first message says who answers. The stream lasts for as long as the process that answers: that it breaks is
+    the news. Meanwhile it brings what the actions of the answering node's sagas report, first all and then what changes, at most once a second.
     """
 
 @_typing.type_check_only
@@ -44,8 +44,8 @@ class PeersAsyncStub(PeersStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attend: _aio.UnaryStreamMultiCallable[_peers_pb2.AttendRequest, _peers_pb2.AttendResponse]  # type: ignore[assignment]
-    """Every SEC node holds this stream to every other one. The first message says who answers; after that the stream is silent, and lasts for
-    as long as the process that answers. That it breaks is the news.
+    """Every SEC node holds this stream to every other one. The first message says who answers. The stream lasts for as long as the process that answers: that it breaks is
+    the news. Meanwhile it brings what the actions of the answering node's sagas report, first all and then what changes, at most once a second.
     """
 
 class PeersServicer(metaclass=_abc_1.ABCMeta):
@@ -57,8 +57,8 @@ class PeersServicer(metaclass=_abc_1.ABCMeta):
         request: _peers_pb2.AttendRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peers_pb2.AttendResponse], _abc.AsyncIterator[_peers_pb2.AttendResponse]]:
-        """Every SEC node holds this stream to every other one. The first message says who answers; after that the stream is silent, and lasts for
-        as long as the process that answers. That it breaks is the news.
+        """Every SEC node holds this stream to every other one. The first message says who answers. The stream lasts for as long as the process that answers: that it breaks is
+        the news. Meanwhile it brings what the actions of the answering node's sagas report, first all and then what changes, at most once a second.
         """
 
 def add_PeersServicer_to_server(servicer: PeersServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
