@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 .DELETE_ON_ERROR:
 # `check` goes from cheap to dear, one after the other, whatever -j says.
 .NOTPARALLEL:
-.PHONY: help install demo test examples chaos chaos-bugs conformance mutants sim sim-bugs bench bench-failover gen check-gen protos lint format types imports check clean
+.PHONY: help install demo test examples chaos chaos-bugs conformance mutants sim sim-bugs bench bench-compare bench-failover bench-scale gen check-gen protos lint format types imports check clean
 
 help: ## Show this list
 	@echo "Usage: make TARGET"
@@ -56,9 +56,14 @@ mutants: ARGS :=
 mutants: $(INSTALLED) ## Break one rule of the core after the other, and show that the tests find it
 	@$(BIN)/python tools/mutants.py $(ARGS)
 
-bench: ARGS :=
+bench: ARGS := --shape chain:5,fan:20,fail:5,subs:2 --etcd 1,3 --seconds 5
 bench: $(INSTALLED) ## Measure sagas a second, and what each action costs: make bench ARGS='--nodes 1 --in-flight 64 --shape fan:10'
-	@$(BIN)/python bench/throughput.py $(ARGS)
+	@$(BIN)/sec bench $(ARGS)
+
+bench-compare: ARGS := --nodes 1 --in-flight 1,512 --seconds 5
+bench-compare: BASE := HEAD
+bench-compare: $(INSTALLED) ## Compare with another revision, in turns: make bench-compare BASE=v0.1.0 ARGS='--shape fan:20'
+	@$(BIN)/python bench/compare.py $(BASE) $(ARGS)
 
 bench-failover: ARGS :=
 bench-failover: $(INSTALLED) ## Measure how long sagas stand still when their owner dies, hangs or is drained: make bench-failover ARGS='--kills 3 --many 0'
@@ -71,6 +76,10 @@ sim: $(INSTALLED) ## Run simulated clusters in which everything goes wrong: make
 sim-bugs: ARGS :=
 sim-bugs: $(INSTALLED) ## Break one rule of the store or the node after the other, and show that the simulator finds it
 	@$(BIN)/python tools/sim_bugs.py $(ARGS)
+
+bench-scale: ARGS :=
+bench-scale: $(INSTALLED) ## Measure what sagas cost that wait or have ended, and how fast a node starts: make bench-scale ARGS='--ended 10000'
+	@$(BIN)/python bench/scale.py $(ARGS)
 
 gen: $(INSTALLED) ## Generate client/sec_protos from protos/, and the diagrams in docs/
 	@$(BIN)/python tools/gen_protos.py

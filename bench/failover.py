@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
+from dispatches import Dispatches
 from sec_client import aio as sec_aio
-from sec_client.kit import ActionServer, Call, MemoryStore
+from sec_client.kit import ActionServer, Call
 from sec_model import Definition, RetryPolicy, Saga, action
-from usage import cpu_of
 
+from sec.bench.usage import cpu_of
 from sec.dev.cluster import DevCluster
 from sec.store.etcd import EtcdConfig, EtcdKv
 from sec.store.kv import EventKind, Put, Revision, Txn
@@ -33,30 +34,6 @@ ROUND_TIMEOUT_S = 120.0
 SUBMITS_AT_ONCE = 32
 REVOCATIONS = 20
 POLL_S = 0.05
-
-
-class Dispatches(MemoryStore):
-    """Notes when each saga was first called in each epoch, be it that a handler of an earlier epoch is still running."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epochs: dict[str, dict[int, float]] = {}
-        self.repeated = 0
-        """Calls in an epoch after a saga's first, since this was set to 0."""
-        self._changed = asyncio.Event()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Returns when a condition that depends on what was noted holds."""
-        while not condition():
-            self._changed.clear()
-            await self._changed.wait()
-
-    async def remember_epoch(self, saga_uid: str, epoch: int) -> int:
-        if epoch not in (epochs := self.epochs.setdefault(saga_uid, {})):
-            self.repeated += bool(epochs)
-            epochs[epoch] = time.monotonic()
-            self._changed.set()
-        return await super().remember_epoch(saga_uid, epoch)
 
 
 @dataclass

@@ -6,7 +6,7 @@ A command a file. What a command runs is imported when it is run, so that `sec h
 import click
 
 from sec import __version__
-from sec.cli import chaos, debug, dev, health, node, sim
+from sec.cli import bench, chaos, debug, dev, health, node, sim
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "SEC", "max_content_width": 120})
@@ -19,5 +19,5 @@ def main() -> None:
     """
 
 
-for _command in (node.node, dev.dev, chaos.chaos, sim.sim, debug.debug, health.health):
+for _command in (node.node, dev.dev, chaos.chaos, bench.bench, sim.sim, debug.debug, health.health):
     main.add_command(_command)

@@ -1,0 +1,1 @@
+"""Measures clusters: how many sagas they run, and what each action costs."""

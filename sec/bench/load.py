@@ -1,0 +1,97 @@
+"""Keeps a number of sagas in flight, and tells how long each took."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from sec_client import aio as sec_aio
+
+from sec.bench.shapes import Shape
+from sec.store.etcd import EtcdConfig, EtcdKv
+from sec.store.keys import Keys, last_segment
+from sec.store.kv import EventKind, prefix_end
+
+WARM_UP_S = 2.0
+ROUND_TIMEOUT_S = 300.0
+
+
+class Ends:
+    """Tells when sagas have ended, by a watch of etcd: that costs the SEC nodes nothing."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, asyncio.Future[None]] = {}
+
+    def of(self, saga_id: str) -> "asyncio.Future[None]":
+        """Ask before the saga is submitted."""
+        return self._waiting.setdefault(saga_id, asyncio.get_running_loop().create_future())
+
+    @asynccontextmanager
+    async def watching(self, etcd_endpoints: Sequence[str]) -> AsyncIterator[None]:
+        """While this lasts, ends are told."""
+        kv, ready = EtcdKv(EtcdConfig(tuple(etcd_endpoints))), asyncio.Event()
+        watching = asyncio.create_task(self._watch(kv, ready))
+        try:
+            await ready.wait()
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await kv.aclose()
+
+    async def _watch(self, kv: EtcdKv, ready: asyncio.Event) -> None:
+        prefix = Keys().endeds
+        async with aclosing(kv.watch(prefix, prefix_end(prefix))) as watch:
+            async for batch in watch:
+                ready.set()
+                for event in batch.events:
+                    if event.kind is EventKind.PUT and (waiting := self._waiting.pop(last_segment(event.item.key), None)):
+                        waiting.set_result(None)
+
+
+class Load:
+    """Sagas of a shape, submitted to SEC nodes. `took_s` has how long each took that ended since `begin_again`, in seconds."""
+
+    def __init__(self, shape: Shape, payload_bytes: int, etcd_endpoints: Sequence[str] = ()) -> None:
+        """Ends are told by a watch of this etcd; without one the nodes are asked, by a call for each saga."""
+        self.took_s: list[float] = []
+        self._shape = shape
+        self._params = b"p" * payload_bytes
+        self._etcd_endpoints = etcd_endpoints
+        self._ends = Ends()
+        self._numbers = itertools.count()
+        self._run = uuid.uuid4().hex[:8]
+
+    @asynccontextmanager
+    async def running(self, addresses: Sequence[str], in_flight: int) -> AsyncIterator[None]:
+        """Keeps so many sagas in flight, of each address as many. What is in flight in the end is waited for. Raises `SagaError`."""
+        stop = asyncio.Event()
+        async with contextlib.AsyncExitStack() as stack:
+            if self._etcd_endpoints:
+                await stack.enter_async_context(self._ends.watching(self._etcd_endpoints))
+            clients = [await stack.enter_async_context(sec_aio.Client([address])) for address in addresses]
+            async with asyncio.timeout(ROUND_TIMEOUT_S), asyncio.TaskGroup() as group:
+                for client in itertools.islice(itertools.cycle(clients), in_flight):
+                    group.create_task(self._keep_one(client, stop.is_set))
+                await asyncio.sleep(WARM_UP_S)
+                yield
+                stop.set()
+
+    def begin_again(self) -> None:
+        """Forgets what was before."""
+        self.took_s.clear()
+
+    async def _keep_one(self, client: sec_aio.Client, stopped: Callable[[], bool]) -> None:
+        while not stopped():
+            saga_id = f"bench-{self._run}-{next(self._numbers)}"
+            end = self._ends.of(saga_id) if self._etcd_endpoints else None
+            start = time.monotonic()
+            await client.submit(self._shape.definition, saga_id=saga_id, params=self._params)
+            if end is None:
+                await client.wait(saga_id)
+            else:
+                await end
+            self.took_s.append(time.monotonic() - start)

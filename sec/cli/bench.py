@@ -1,0 +1,140 @@
+"""`sec bench`: measures how many sagas a cluster runs, and what each action costs."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from sec.bench.run import Options
+    from sec.bench.shapes import Shape
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    words = [word.strip() for word in value.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise click.BadParameter(f'"{value}" is no list of numbers from 1 on, such as 1,16.')
+    return tuple(int(word) for word in words)
+
+
+def _shapes(context: click.Context, parameter: click.Parameter, value: str) -> "tuple[Shape, ...]":
+    from sec.bench.shapes import shape
+
+    try:
+        return tuple(shape(word.strip()) for word in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command()
+@click.option(
+    "--sec", metavar="ADDRESSES", help="SEC nodes that run, with commas.  [default: clusters are started on this machine]"
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where the SEC nodes of --sec reach the action server of the bench.",
+)
+@click.option("--nodes", default="1,3", show_default=True, callback=_numbers, help="Sizes of the clusters that are started.")
+@click.option("--etcd", default="1", show_default=True, callback=_numbers, help="Members of their etcd, which syncs to disk.")
+@click.option(
+    "--shape",
+    "shapes",
+    default="chain:5",
+    show_default=True,
+    callback=_shapes,
+    help="chain:N, fan:N (N beside each other and one behind), fail:N (a chain whose last action fails), subs:N (N subsagas beside each other, and one behind).",
+)
+@click.option("--in-flight", default="1,16,64,512", show_default=True, callback=_numbers, help="How many sagas at a time.")
+@click.option(
+    "--payload",
+    default=200,
+    show_default=True,
+    metavar="BYTES",
+    type=click.IntRange(0, 200_000),
+    help="Of the params, and of each output.",
+)
+@click.option(
+    "--seconds", default=10.0, show_default=True, type=click.FloatRange(0.1, 3600), help="For each row, behind a warm-up of 2 s."
+)
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="A file for the figures.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="A folder for data and logs, which then stay.")
+def bench(
+    sec: str | None,
+    listen: str,
+    nodes: tuple[int, ...],
+    etcd: tuple[int, ...],
+    shapes: "tuple[Shape, ...]",
+    in_flight: tuple[int, ...],
+    payload: int,
+    seconds: float,
+    file: Path | None,
+    keep: Path | None,
+) -> None:
+    """Measures how many sagas a cluster runs, and what each action costs.
+
+    A number of sagas is kept in flight: when one has ended the next is submitted. Times run from the call of submit to the end. The action server is one of ours,
+    whose actions do nothing. Of a cluster that it starts itself it also tells CPU times, memory, what etcd had to do, and how the figures stand to the raw limits of the
+    machine, measured in the same run. CPU times can be compared on a machine that is busy with other things as well; actions/s cannot.
+
+    \b
+    Exit codes:
+        0  all was measured
+        2  it could not be
+
+    \b
+    Examples:
+        sec bench --nodes 1 --in-flight 512
+        sec bench --shape chain:5,fan:20,fail:5,subs:2 --etcd 1,3 --json figures.json
+        sec bench --sec 10.0.0.1:7450,10.0.0.2:7450 --listen 10.0.0.9:7070
+    """
+    import uvloop
+    from sec_client import SagaError
+
+    from sec.bench.run import CannotMeasure, Options
+    from sec.dev.cluster import NodeNotServing
+    from sec.dev.etcd import EtcdNotStarted
+
+    options = Options(shapes, in_flight, payload, seconds)
+    try:
+        found = uvloop.run(_all(options, sec, listen, nodes, etcd, keep))
+    except (CannotMeasure, SagaError, EtcdNotStarted, NodeNotServing) as error:
+        raise _CannotMeasure(str(error)) from error
+    if file is not None:
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+async def _all(
+    options: "Options", sec: str | None, listen: str, nodes: Sequence[int], etcd: Sequence[int], keep: Path | None
+) -> list[dict[str, Any]]:
+    """Prints the rows as they come, and returns them."""
+    from dataclasses import asdict
+
+    from sec.bench.figures import HEAD, told
+    from sec.bench.limits import Limits
+    from sec.bench.run import on_own, on_running
+
+    found: list[dict[str, Any]] = []
+    click.echo(HEAD)
+    if sec is not None:
+        async for row in on_running(options, [address.strip() for address in sec.split(",")], listen):
+            click.echo(str(row))
+            found.append(asdict(row))
+        return found
+    with tempfile.TemporaryDirectory() as scratch:
+        for members in etcd:
+            for size in nodes:
+                folder = (keep or Path(scratch)) / f"etcd-{members}-nodes-{size}"
+                async for each in on_own(options, folder, size, members):
+                    click.echo(told(each) if isinstance(each, Limits) else str(each))
+                    found.append(asdict(each))
+    return found
+
+
+class _CannotMeasure(click.ClickException):
+    exit_code = 2
