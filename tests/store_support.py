@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from waiting_support import DEADLINE_S
 
 from sec.store.kv import NO_LEASE, Event, Get, Kv, LeaseId, Put, Revision, Txn, Watch, WatchBatch, prefix_end
+from sec.store.sagas import SagaStore
 
 
 @dataclass
@@ -47,3 +49,14 @@ async def events(watch: Watch) -> tuple[Event, ...]:
 
 def brief(found: Sequence[Event]) -> list[tuple[str, bytes, bytes]]:
     return [(event.kind.value, event.item.key, event.item.value) for event in found]
+
+
+async def append(sagas: SagaStore, *args: Any, **kwargs: Any) -> None:
+    """`SagaStore.append` as what it comes to."""
+    written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(error: Exception | None) -> None:
+        written.set_result(None) if error is None else written.set_exception(error)
+
+    sagas.append(*args, written=take, **kwargs)
+    await written

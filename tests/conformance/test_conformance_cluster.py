@@ -51,6 +51,7 @@ from sec_protos.v1 import coordinator_pb2 as pb
 from sec_protos.v1 import definition_pb2 as dp
 from secctl.__main__ import cli as secctl
 from secctl.render import tree
+from store_support import append
 from test_conformance_core import WRONG
 from waiting_support import eventually
 
@@ -564,7 +565,8 @@ async def test_a_former_owner_cannot_write(theatre: Theatre, client: sec_aio.Cli
     async with theatre.kv() as kv:
         former = SagaStore(kv, theatre.keys, GroupCommit(kv, timeout_s=10), SecNodeName(owner), lambda: time.time_ns() // 1000)
         with pytest.raises(Fenced):
-            await former.append(
+            await append(
+                former,
                 SagaId(saga_id),
                 Epoch(old),
                 len(log) + 1,

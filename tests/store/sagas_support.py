@@ -1,6 +1,5 @@
 """What the tests of sagas in the store share: a store for one SEC node, and small sagas to put there."""
 
-import asyncio
 import itertools
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from sec_model import Deadline, Definition, Payload, Saga, action, compile_graph
 from sec_model.codec import definition_bytes
 from sec_protos.v1 import coordinator_pb2
+from store_support import append
 
 from sec.core.records import Created, Record, SagaId, SecNodeName, Started, StartRequested
 from sec.store.commit import GroupCommit
@@ -50,14 +50,7 @@ class Desk:
         self.listing = SagaListing(self.kv, self.keys)
 
     async def append(self, *args: Any, **kwargs: Any) -> None:
-        """`SagaStore.append` as what it comes to."""
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def take(error: Exception | None) -> None:
-            written.set_result(None) if error is None else written.set_exception(error)
-
-        self.sagas.append(*args, written=take, **kwargs)
-        await written
+        await append(self.sagas, *args, **kwargs)
 
     async def join(self) -> "Desk":
         self.lease = await self.kv.lease_grant(60)
