@@ -62,7 +62,8 @@ def test_a_probe_loads_no_sec_node() -> None:
     loaded = {line.rpartition("|")[2].strip() for line in told.splitlines() if line.startswith("import time:")}
     assert "grpc" in loaded
     ours = {name for name in loaded if name.partition(".")[0] in ("sec", "sec_client", "sec_model", "sec_protos", "secctl")}
-    assert ours == {"sec", "sec.cli", *(f"sec.cli.{name}" for name in ("chaos", "debug", "dev", "health", "node", "sim", "tls"))}
+    commands = ("bench", "chaos", "debug", "dev", "health", "node", "sim", "tls")
+    assert ours == {"sec", "sec.cli", *(f"sec.cli.{name}" for name in commands)}
     assert loaded.isdisjoint({"uvloop", "aetcd", "tenacity", "rich", "yaml", "graphviz"})
 
 
