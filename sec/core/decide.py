@@ -29,7 +29,7 @@ from sec_model.commands import (
 )
 from sec_model.graph import GraphNode
 
-from sec.core.controls import Controls
+from sec.core.controls import NO_CONTROLS, Controls
 from sec.core.records import (
     AttemptFailed,
     AttemptUnknown,
@@ -59,6 +59,8 @@ from sec.core.retry import NextCall, next_call, next_call_of_many
 from sec.core.state import NO_TRIES, Mishap, Rehearsal, SagaState
 from sec.core.transitions import Course, Mark
 
+_RUNNING, _SUCCEEDED = Course.RUNNING, Mark.SUCCEEDED
+"""As in `sec.core.state`."""
 _NEVER_CALLED = Fault("The saga unwinds, and no action server could be reached for a call that was to be made again.", "unwinding")
 
 _BY_HAND = (
@@ -194,7 +196,7 @@ def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] 
             draft.end_waits()
         draft.advance(offered)
         wake_at_us = min(due.us for due in state.dues.values()) if state.dues else 0
-        effects = tuple(draft.wanted_effects())
+        effects = tuple(draft.wanted_effects()) if draft.effects else ()
         return Ready(tuple(draft.records), effects, state.course, state.mishaps, state.controls, wake_at_us, rehearsal)
 
 
@@ -208,17 +210,18 @@ class _Draft:
         self.now_us = now_us
         self.records: list[Record] = []
         self.effects: list[Effect] = []
-        self.was_running = state.course is Course.RUNNING
+        self.was_running = state.course is _RUNNING
 
     def take(self, event: Event) -> None:
         match event:
-            case DoAnswered(node, result):
+            case DoAnswered():
+                result = event.result
                 if not isinstance(result, Fault):
-                    self._succeed(node, result)
-                elif self._is_forward_only(node):
+                    self._succeed(event.node, result)
+                elif self._is_forward_only(event.node):
                     self._try_again(event, result)
                 else:
-                    self._write(Failed(node, result))
+                    self._write(Failed(event.node, result))
             case Begin():
                 pass
             case TakenOver(epoch, sec_node):
@@ -277,10 +280,10 @@ class _Draft:
     def advance(self, offered: AbstractSet[str] | None) -> None:
         """Starts what may start, after all events have been taken."""
         state = self.state
-        if state.course is Course.RUNNING:
-            while self._start(offered):
+        if state.course is _RUNNING:
+            while state.startable and self._start(offered):
                 pass  # a wait that was over before it began has let others start
-            if state.marks[state.graph.final] is Mark.SUCCEEDED:
+            if state.marks[state.graph.final] is _SUCCEEDED:
                 self._write(Done(Outcome.DONE))
         elif state.course is Course.UNWINDING:
             if self.was_running:
@@ -296,12 +299,13 @@ class _Draft:
             node, path = state.graph.nodes[index], self._path(index)
             if node.action is not None and offered is not None and node.action.action not in offered:
                 continue
-            if not self._may_start(node):
-                continue
-            if (path, False) in state.controls.breakpoints:
-                self._hit(path, after=False)
+            if state.controls is not NO_CONTROLS:
                 if not self._may_start(node):
                     continue
+                if (path, False) in state.controls.breakpoints:
+                    self._hit(path, after=False)
+                    if not self._may_start(node):
+                        continue
             due_us = self._due_us(node)
             self._write(Started(path, due_us))
             if index in state.signals:
@@ -340,14 +344,16 @@ class _Draft:
     def _succeed(self, node: NodePath, output: Payload) -> None:
         self._write(Succeeded(node, output))
         breakpoints = self.state.controls.breakpoints
-        if breakpoints and self.state.course is Course.RUNNING and (node, True) in breakpoints:
+        if breakpoints and self.state.course is _RUNNING and (node, True) in breakpoints:
             self._hit(node, after=True)
 
     def _startable(self) -> list[int]:
         """In order, but what will pause the saga comes first: the others are then not started, only to be withheld."""
         controls = self.state.controls
         if controls.paused or not controls.breakpoints:
-            return sorted(self.state.startable)
+            startable = list(self.state.startable)
+            startable.sort()
+            return startable
         return sorted(self.state.startable, key=lambda index: ((self._path(index), False) not in controls.breakpoints, index))
 
     def _hit(self, node: NodePath, *, after: bool) -> None:
@@ -426,15 +432,16 @@ class _Draft:
 
     def wanted_effects(self) -> list[Effect]:
         """The effects without what came later in the same step: the node was answered, dispatched anew, or has expired, or the saga paused."""
-        state, wanted = self.state, list[Effect]()
+        state, controls, wanted = self.state, self.state.controls, list[Effect]()
         dispatched: set[int] = set()
         for effect in reversed(self.effects):
-            if effect.node not in state.in_flight:
+            node = effect.node
+            if node not in state.in_flight:
                 continue
             if isinstance(effect, Dispatch):
-                if effect.node in dispatched or effect.node in state.expired or not state.controls.may_dispatch(effect.node):
+                if node in dispatched or node in state.expired or (controls is not NO_CONTROLS and not controls.may_dispatch(node)):
                     continue
-                dispatched.add(effect.node)
+                dispatched.add(node)
             wanted.append(effect)
         wanted.reverse()
         return wanted
@@ -459,25 +466,17 @@ class _Draft:
         if call is None:
             # Where no call is left by the policy, a takeover still makes one: only an answer can tell what the last one did.
             call = NextCall(0.0, self._policy(index, phase).attempt_timeout_s)
-        key = (self._path(index), phase)
+        injected_error, repeats = False, 1
+        if controls is not NO_CONTROLS:
+            key = (self._path(index), phase)
+            injected_error, repeats = key in controls.errors, controls.repeats.get(key, 1)
+        until_us = self._until_us(index, phase) if self.state.dues else 0
         self.effects.append(
-            Dispatch(
-                index,
-                phase,
-                tries.count + 1,
-                call.delay_s,
-                call.timeout_s,
-                tries.spent_s,
-                self._until_us(index, phase),
-                injected_error=key in controls.errors,
-                repeats=controls.repeats.get(key, 1),
-            )
+            Dispatch(index, phase, tries.count + 1, call.delay_s, call.timeout_s, tries.spent_s, until_us, injected_error, repeats)
         )
 
     def _until_us(self, index: int, phase: Phase) -> int:
         """A call does not outlast the deadline of a node that is then given up."""
-        if not self.state.dues:
-            return 0
         due = self.state.dues.get(self._path(index))
         return due.us if phase is Phase.DO and due is not None and due.then is OnDeadline.FAIL else 0
 

@@ -51,6 +51,9 @@ from sec.core.records import (
 from sec.core.transitions import NODE_TRANSITIONS, SAGA_ACCEPTS, SETTLED, Course, Mark
 
 _MISSING = object()
+_RUNNING, _UNWINDING = Course.RUNNING, Course.UNWINDING
+_STARTED, _UNDO_STARTED, _SUCCEEDED = Mark.STARTED, Mark.UNDO_STARTED, Mark.SUCCEEDED
+"""Members that every record comes by: to look one up in its `Enum` takes longer than most of what is done with it."""
 
 
 class Tries(Struct, frozen=True, gc=False):
@@ -347,11 +350,12 @@ class SagaState:
         target = NODE_TRANSITIONS.get((mark, type(record)))
         if target is None:
             raise self._illegal(record, f"the node is {mark.value}")
-        match record:
-            case Started(_, due_us):
-                self._start(record, node, due_us)
-            case Succeeded(_, output):
-                if node.kind is NodeKind.SIGNAL and self.signals.get(index) != output:
+        match record:  # without patterns of fields, which take their time, where most records come by
+            case Started():
+                self._start(record, node, record.due_us)
+            case Succeeded():
+                output = record.output
+                if node.waits and node.kind is NodeKind.SIGNAL and self.signals.get(index) != output:
                     raise self._illegal(record, "it has not got this as its signal")
                 self._put(self.outputs, index, output)
             case AttemptUnknown(_, phase, attempt, error, spent_s):
@@ -390,8 +394,8 @@ class SagaState:
                     raise self._illegal(record, "it is not to be undone by hand, not yet or never")
                 self._drop(self.undoable, index)
         self._put(self.marks, index, target)
-        if target is not Mark.STARTED and target is not Mark.UNDO_STARTED:
-            if target is not Mark.SUCCEEDED:
+        if target is not _STARTED and target is not _UNDO_STARTED:
+            if target is not _SUCCEEDED:
                 self._note_mishap(record)
             if self.controls is not NO_CONTROLS:
                 phase = self.in_flight.get(index, Phase.UNDO)
@@ -402,7 +406,7 @@ class SagaState:
             if self.dues:
                 self._drop(self.dues, record.node)
             self._outcome(node, target)
-        if self.course is not Course.RUNNING and (course := self._course_after()) is not self.course:
+        if self.course is not _RUNNING and (course := self._course_after()) is not self.course:
             self._set("course", course)
 
     def _start(self, record: Started, node: GraphNode, due_us: int) -> None:
@@ -434,9 +438,10 @@ class SagaState:
 
     def _outcome(self, node: GraphNode, mark: Mark) -> None:
         """What an outcome means for the nodes around."""
+        if mark is _SUCCEEDED and self.course is _RUNNING:
+            self._release_children(node)
+            return
         match mark:
-            case Mark.SUCCEEDED if self.course is Course.RUNNING:
-                self._release_children(node)
             case Mark.SUCCEEDED | Mark.OUTCOME_UNKNOWN if self.course is not Course.RUNNING:
                 self._undo_if_free(node)
             case Mark.FAILED | Mark.OUTCOME_UNKNOWN if self.course is Course.RUNNING:
@@ -489,7 +494,7 @@ class SagaState:
 
     def _free(self, node: GraphNode, instants: list[GraphNode]) -> None:
         if node.instant:
-            self._put(self.marks, node.index, Mark.SUCCEEDED)
+            self._put(self.marks, node.index, _SUCCEEDED)
             instants.append(node)
         else:
             self._put(self.startable, node.index, None)
