@@ -101,7 +101,7 @@ class SagaListing:
         for looked_at, item in enumerate(chunk.items, 1):
             saga_id = last_segment(item.key)
             summary = Summary.FromString(item.value)
-            summary.owner = owners.get(saga_id, "")
+            summary.saga_id, summary.owner = saga_id, owners.get(saga_id, "")
             if section.has(summary) and wanted.accepts(summary):
                 found.append(summary)
             if len(found) == size and (looked_at < len(chunk.items) or chunk.more):

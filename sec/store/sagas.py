@@ -159,24 +159,22 @@ class SagaStore:
         then: list[Op] = [
             Put(keys.saga(saga_id), _head_to_bytes(head)),
             Put(keys.log_batch(saga_id, 1), batch_to_bytes(Epoch(0), self._sec_node, self._clock_us(), records)),
-            Put(keys.active(saga_id) if started else keys.created(saga_id), summary.SerializeToString()),
+            Put(keys.active(saga_id) if started else keys.created(saga_id), _index_entry(summary)),
         ]
         if owner is not None:
             then.append(Put(keys.owner(saga_id), owner.sec_node.encode(), owner.lease))
-        txn = Txn(
-            [absent(keys.saga(saga_id)), exists(keys.definition(head.definition_hash))],
-            then,
-            [Get(keys.saga(saga_id))],
-        )
+        txn = Txn([absent(keys.saga(saga_id)), exists(keys.definition(head.definition_hash))], then)
         result = await self._commit(saga_id, txn, give_up)
         if result.succeeded:
             return Submitted(True, Epoch(result.revision) if owner else None)
+        # Asked only now: every submit would carry the question.
+        result = await self._commit(saga_id, Txn(then=[Get(keys.saga(saga_id))]), give_up)
         item = _only(result.results[0])
         if item is None:
             raise WrongState(
                 f'Saga "{saga_id}" was not stored: its definition {head.definition_hash} is not in the store. Submit it again.'
             )
-        present = _head_from_bytes(item.value)
+        present = _head_from_bytes(saga_id, item.value)
         if present.uid == head.uid:  # an earlier try of ours landed
             return Submitted(True, Epoch(item.create_revision) if owner else None)
         if _content(present) != _content(head):
@@ -206,7 +204,7 @@ class SagaStore:
         then: list[Op] = [
             Put(log_key, batch),
             Delete(keys.created(saga_id)),
-            Put(keys.active(saga_id), summary.SerializeToString()),
+            Put(keys.active(saga_id), _index_entry(summary)),
             *(Delete(keys.command(saga_id, command_id)) for command_id in commands),
         ]
         if owner is not None:
@@ -250,12 +248,12 @@ class SagaStore:
             left = keys.commands_of(saga_id)
             then.append(Delete(left, prefix_end(left)))
             then += [
-                Put(keys.ended(saga_id), summary.SerializeToString()),
+                Put(keys.ended(saga_id), _index_entry(summary)),
                 Delete(keys.active(saga_id)),
                 Delete(keys.owner(saga_id)),
             ]
         elif summary is not None:
-            then.append(Put(keys.active(saga_id), summary.SerializeToString()))
+            then.append(Put(keys.active(saga_id), _index_entry(summary)))
         if not ended:
             then += [Delete(keys.command(saga_id, command_id)) for command_id in commands]
         txn = Txn([self._owned(saga_id, epoch), absent(log_key)], then)
@@ -312,7 +310,7 @@ class SagaStore:
 
     async def update_summary(self, saga_id: SagaId, epoch: Epoch, summary: Summary, give_up: GiveUp) -> None:
         """Writes what lists show of an active saga that we own. Raises `Fenced`."""
-        txn = Txn([self._owned(saga_id, epoch)], [Put(self._keys.active(saga_id), summary.SerializeToString())])
+        txn = Txn([self._owned(saga_id, epoch)], [Put(self._keys.active(saga_id), _index_entry(summary))])
         if not (await self._commit(saga_id, txn, give_up)).succeeded:
             raise Fenced(f'Saga "{saga_id}" is no longer owned by SEC node "{self._sec_node}" in epoch {epoch}.')
 
@@ -457,7 +455,7 @@ class SagaStore:
         try:
             if head_item is None:
                 raise CorruptLog("What it was submitted with is missing.")
-            head = _head_from_bytes(head_item.value)
+            head = _head_from_bytes(saga_id, head_item.value)
             for item in log.items:
                 entries += entries_from_bytes(item.value, int(last_segment(item.key), 16), item.create_revision)
         except CorruptLog as error:
@@ -543,9 +541,14 @@ def _content(head: SagaHead) -> tuple[object, ...]:
     return head.definition_hash, head.params, head.labels, head.deadline
 
 
+def _index_entry(summary: Summary) -> bytes:
+    """What stands in an index. The id is in the key: `sec.store.listing` puts it back."""
+    summary.ClearField("saga_id")
+    return summary.SerializeToString()
+
+
 def _head_to_bytes(head: SagaHead) -> bytes:
     return storage_pb2.StoredSaga(
-        saga_id=head.saga_id,
         uid=head.uid,
         name=head.name,
         definition_hash=head.definition_hash,
@@ -557,14 +560,14 @@ def _head_to_bytes(head: SagaHead) -> bytes:
     ).SerializeToString(deterministic=True)
 
 
-def _head_from_bytes(data: bytes) -> SagaHead:
+def _head_from_bytes(saga_id: SagaId, data: bytes) -> SagaHead:
     try:
         stored = storage_pb2.StoredSaga.FromString(data)
         deadline = deadline_from_proto(stored.deadline) if stored.HasField("deadline") else None
     except (DecodeError, ValueError) as error:
         raise CorruptLog(f"What a saga was submitted with cannot be read: {error}") from error
     return SagaHead(
-        SagaId(stored.saga_id),
+        saga_id,
         stored.uid,
         stored.name,
         stored.definition_hash,

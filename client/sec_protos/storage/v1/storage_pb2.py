@@ -26,7 +26,7 @@ from sec_protos.v1 import common_pb2 as sec_dot_v1_dot_common__pb2
 from sec_protos.v1 import definition_pb2 as sec_dot_v1_dot_definition__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csec/storage/v1/storage.proto\x12\x0esec.storage.v1\x1a\x13sec/v1/common.proto\x1a\x17sec/v1/definition.proto\"\xa6\x02\n\nStoredSaga\x12\x0f\n\x07saga_id\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x04 \x01(\t\x12\x1f\n\x06params\x18\x05 \x01(\x0b\x32\x0f.sec.v1.Payload\x12\x36\n\x06labels\x18\x06 \x03(\x0b\x32&.sec.storage.v1.StoredSaga.LabelsEntry\x12\x12\n\ncreated_us\x18\x07 \x01(\x03\x12\"\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x0b\x32\x10.sec.v1.Deadline\x12\x13\n\x0btraceparent\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csec/storage/v1/storage.proto\x12\x0esec.storage.v1\x1a\x13sec/v1/common.proto\x1a\x17sec/v1/definition.proto\"\xaa\x02\n\nStoredSaga\x12\x13\n\x07saga_id\x18\x01 \x01(\tB\x02\x18\x01\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x04 \x01(\t\x12\x1f\n\x06params\x18\x05 \x01(\x0b\x32\x0f.sec.v1.Payload\x12\x36\n\x06labels\x18\x06 \x03(\x0b\x32&.sec.storage.v1.StoredSaga.LabelsEntry\x12\x12\n\ncreated_us\x18\x07 \x01(\x03\x12\"\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x0b\x32\x10.sec.v1.Deadline\x12\x13\n\x0btraceparent\x18\t \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STOREDSAGA_LABELSENTRY']._loaded_options = None
   _globals['_STOREDSAGA_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_STOREDSAGA'].fields_by_name['saga_id']._loaded_options = None
+  _globals['_STOREDSAGA'].fields_by_name['saga_id']._serialized_options = b'\030\001'
   _globals['_STOREDSAGA']._serialized_start=95
-  _globals['_STOREDSAGA']._serialized_end=389
-  _globals['_STOREDSAGA_LABELSENTRY']._serialized_start=344
-  _globals['_STOREDSAGA_LABELSENTRY']._serialized_end=389
+  _globals['_STOREDSAGA']._serialized_end=393
+  _globals['_STOREDSAGA_LABELSENTRY']._serialized_start=348
+  _globals['_STOREDSAGA_LABELSENTRY']._serialized_end=393
 # @@protoc_insertion_point(module_scope)

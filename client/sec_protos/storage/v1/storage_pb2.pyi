@@ -18,6 +18,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -55,7 +60,16 @@ class StoredSaga(_message.Message):
     CREATED_US_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
-    saga_id: _builtins.str
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def saga_id(self) -> _builtins.str:
+        """Only version 0.1.0 wrote it: it stands in the key."""
+
+    @saga_id.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def saga_id(self, value: _builtins.str) -> None:
+        """Only version 0.1.0 wrote it: it stands in the key."""
+
     uid: _builtins.str
     name: _builtins.str
     """The name of the definition."""
