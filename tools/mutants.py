@@ -210,7 +210,7 @@ MUTANTS = [
     Mutant(
         "behind the point of no return a failure is one",
         "sec/core/decide.py",
-        "elif self._is_forward_only(node):",
+        "elif self._is_forward_only(event.node):",
         "elif False:",
     ),
     Mutant(
