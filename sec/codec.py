@@ -23,6 +23,7 @@ from sec.core.records import (
     Outcome,
     OutcomeUnknown,
     OwnerChanged,
+    Pinned,
     Record,
     SecNodeName,
     Started,
@@ -124,6 +125,9 @@ def _fill(message: records_pb2.Record, record: Record) -> None:
             message.breakpoint_hit.after = after
         case DeadlinePassed(node):
             message.deadline_passed.node = node
+        case Pinned(action, offer):
+            message.pinned.action = action
+            message.pinned.offer = offer
         case _:
             assert_never(record)
 
@@ -174,6 +178,8 @@ def record_from_proto(message: records_pb2.Record) -> Record:
             return BreakpointHit(NodePath(body.node), body.after)
         case "deadline_passed":
             return DeadlinePassed(NodePath(body.node))
+        case "pinned":
+            return Pinned(body.action, body.offer)
         case "done":
             if body.outcome not in _OUTCOME_FROM_PROTO:
                 raise CorruptLog(f"The last record has the unknown outcome {body.outcome}.")

@@ -149,8 +149,7 @@ def _tree(recovered: Recovered) -> Iterator[str]:
     state = recovered.state
     driven = state.course not in (Course.NONEXISTENT, Course.CREATED) and not state.course.ended
     stored = StoredSaga(recovered.log.head, recovered.folded, state.owner if driven else SecNodeName(""), Revision(0))
-    actions = {node.action.action for node in state.graph.nodes if node.action is not None}
-    message = saga_view(stored, state, actions, {}, omit_outputs=True)
+    message = saga_view(stored, state, None, {}, omit_outputs=True)
     if state.course is Course.NONEXISTENT:
         yield f'saga "{state.saga_id}" ({recovered.log.head.name}): there is no record of it'
         return

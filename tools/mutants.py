@@ -134,6 +134,30 @@ MUTANTS = [
         "",
     ),
     Mutant(
+        "a saga calls the newest version, whatever it is pinned to",
+        "sec/core/state.py",
+        "        self._put(self.pins, record.action, record.offer)\n",
+        "        self._put(self.pins, record.action, record.action)\n",
+    ),
+    Mutant(
+        "a saga is pinned anew after it was called without a version",
+        "sec/core/state.py",
+        "            if asked not in self.pins:  # it",
+        "            if False:  # it",
+    ),
+    Mutant(
+        "a saga that is pinned takes another version when its own is gone",
+        "sec/core/state.py",
+        "if pinned is None else pinned if pinned in offered else None",
+        "if pinned not in offered else pinned",
+    ),
+    Mutant(
+        "versions are compared as text",
+        "client/sec_model/versions.py",
+        'tuple(map(int, found["version"].split(".")))',
+        'tuple(found["version"].split("."))',
+    ),
+    Mutant(
         "nobody has to confirm",
         "sec/core/state.py",
         "if self.graph.confirmed:",

@@ -117,6 +117,12 @@ BUGS = [
         "        self._deadline = granted_since + 3600.0\n",
     ),
     Mutant(
+        "actions are called as the definition asks for them",
+        "sec/node/driver.py",
+        "            action=state.pins[node.action.action],\n",
+        "            action=node.action.action,\n",
+    ),
+    Mutant(
         "an unknown outcome is taken as a failure",
         "sec/node/driver.py",
         "                self._answer_missing(in_flight, dispatch, error, spent_s)\n            case StaleEpoch",

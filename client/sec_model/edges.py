@@ -8,6 +8,7 @@ from sec_model.definition import JSON, Payload
 from sec_model.fitting import conflicts
 from sec_model.graph import Graph, GraphNode
 from sec_model.schemas import ActionSchemas, Budget, DescribedAction, Schema
+from sec_model.versions import newest
 
 MAX_TOLD = 20
 """Problems that are told of one saga."""
@@ -17,7 +18,7 @@ PATIENT_STEPS = 1_000_000
 """Of a check in a program of the user's: seconds at most."""
 
 Offered = Mapping[str, Sequence[ActionSchemas]]
-"""By the names of actions: every way in which servers describe them. One that says nothing is a way too."""
+"""By the names of actions, as they are offered or (`as_asked`) asked for: every way in which servers describe them. One that says nothing is a way too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,16 @@ def offered(actions: Iterable[DescribedAction]) -> dict[str, tuple[ActionSchemas
     return {name: tuple(ways) for name, ways in found.items() if any(ways)}
 
 
+def as_asked(graph: Graph, known: Offered, offers: frozenset[str]) -> dict[str, Sequence[ActionSchemas]]:
+    """What is known of the actions of a saga, by what it asks for: that of the versions that it would be pinned to now."""
+    chosen = ((asked, newest(asked, offers)) for asked in graph.action_names())
+    return {asked: known[offer] for asked, offer in chosen if offer is not None and offer in known}
+
+
 def edge_problems(graph: Graph, actions: Iterable[DescribedAction], params: Payload | None = None) -> list[str]:
     """All that does not fit, as whole sentences. `params` None: they are not known yet."""
-    known, budget = offered(actions), Budget(PATIENT_STEPS)
+    actions = list(actions)
+    known, budget = as_asked(graph, offered(actions), frozenset(a.name for a in actions)), Budget(PATIENT_STEPS)
     check = check_edges(graph, known, budget)
     return [*check.problems, *([] if params is None else params_problems(check.readers, known, params, budget))][:MAX_TOLD]
 

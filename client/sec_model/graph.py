@@ -27,6 +27,7 @@ from sec_model.definition import (
     TimerNode,
     UndoPolicy,
 )
+from sec_model.versions import ASKED_RULE, is_asked, only_offer
 
 MAX_NODES = 10_000
 """Nodes of a saga, those of its subsagas included. Bounds what a start has to fold and a list has to show."""
@@ -39,7 +40,6 @@ MAX_PATH_LENGTH = 256
 """Characters of a full path: idempotency keys carry it, and action servers store those."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_ACTION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 _NAME_RULE = 'letters, digits, ".", "_" and "-" (at most 128, the first a letter or a digit)'
 
 
@@ -133,18 +133,21 @@ class Graph:
     """Nodes without parents."""
     confirmed: tuple[int, ...] = field(init=False)
     """Nodes before which the saga pauses."""
+    to_pin: tuple[str, ...] = field(init=False)
+    """Actions, as they are asked for, that several offers may fit."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parent_counts", tuple(len(node.parents) for node in self.nodes))
         object.__setattr__(self, "roots", tuple(node.index for node in self.nodes if not node.parents))
         object.__setattr__(self, "confirmed", tuple(node.index for node in self.nodes if node.needs_confirmation))
+        object.__setattr__(self, "to_pin", tuple(sorted(name for name in self.action_names() if only_offer(name) is None)))
 
     def index_of(self, path: str) -> int:
         """The number of the node with this full path. Raises `KeyError`."""
         return self.by_path[path]
 
     def action_names(self) -> frozenset[str]:
-        """The actions that this saga calls."""
+        """The actions that this saga calls, as it asks for them."""
         return frozenset(n.action.action for n in self.nodes if n.action is not None)
 
 
@@ -166,11 +169,6 @@ def _raise_any(problems: list[str]) -> None:
 def is_name(text: str) -> bool:
     """Whether a text may name a saga, a definition or a node."""
     return _NAME.fullmatch(text) is not None
-
-
-def is_action_name(text: str) -> bool:
-    """Whether a text may name an action."""
-    return _ACTION_NAME.fullmatch(text) is not None
 
 
 def name_rule() -> str:
@@ -228,10 +226,8 @@ class _Checker:
         full = path + node.name
         match node.kind:
             case ActionNode(action, retry, undo_retry, _, deadline):
-                if not is_action_name(action):
-                    self.problems.append(
-                        f'Node "{full}" calls the action "{action}", which is not a valid name: use {_NAME_RULE}, and "@".'
-                    )
+                if not is_asked(action):
+                    self.problems.append(f'Node "{full}" calls the action "{action}", which is not a valid name: use {ASKED_RULE}.')
                 self.problems += [f'The retry policy of node "{full}" is not valid: {p}.' for p in retry.problems()]
                 self.problems += [f'The undo retry policy of node "{full}" is not valid: {p}.' for p in undo_retry.problems()]
                 self._deadline(full, deadline)

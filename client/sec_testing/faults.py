@@ -7,6 +7,8 @@ With `action` in place of `node` the calls of all nodes that call this action ar
 from dataclasses import dataclass, field
 from typing import Final
 
+from sec_model.versions import fits
+
 EVERY: Final = 0
 """Each call, and not one of them."""
 
@@ -30,7 +32,7 @@ class Fault:
 
     def strikes(self, node: str, action: str, undo: bool, of_node: int, of_action: int) -> bool:
         """Whether this call, the so-manieth of its node and of its action, is struck."""
-        if undo != self.undo or (self.node and node != self.node) or (self.action and action != self.action):
+        if undo != self.undo or (self.node and node != self.node) or (self.action and not fits(self.action, action)):
             return False
         return self.call in (EVERY, of_node if self.node else of_action)
 

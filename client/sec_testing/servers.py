@@ -143,9 +143,9 @@ class Servers:
         """Has something happen by itself, in nobody's process."""
         self._loop.call_later(delay_s, callback, context=WORLD)
 
-    def action_names(self) -> set[str]:
+    def action_names(self) -> frozenset[str]:
         """What they offer when none of them is away."""
-        return {action.name for serving in self._serving.values() for action in serving.server.actions}
+        return frozenset(action.name for serving in self._serving.values() for action in serving.server.actions)
 
     def offered(self) -> frozenset[str]:
         """What they offer now."""

@@ -12,6 +12,7 @@ from sec_client import Deadline, Definition, Saga
 from sec_client.kit import ActionServer, SqliteStore, Store
 from sec_model import compile_graph
 from sec_model.builder import Seconds
+from sec_model.versions import fits, not_offered
 
 from sec_testing.all_or_none import EachFault, Submitted, assert_all_or_none, fault_points
 from sec_testing.faults import AnyFault, Crash, Fault
@@ -123,9 +124,10 @@ class SagaTester:
         graph = compile_graph(definition)
         saga_id = saga_id or f"{definition.name}-{self._numbers}"
         world = self._world
-        if missing := sorted(graph.action_names() - world.servers.action_names()):
+        if missing := not_offered(graph.action_names(), world.servers.action_names()):
             raise ValueError(f'Saga "{saga_id}" calls {", ".join(missing)}, which no action server of this test offers.')
-        _check_names(faults, {node.path for node in graph.nodes}, graph.action_names(), saga_id)
+        called = {offer for offer in world.servers.action_names() if any(fits(asked, offer) for asked in graph.action_names())}
+        _check_names(faults, {node.path for node in graph.nodes}, called, saga_id)
         if saga_id in world.nodes.sagas:
             raise ValueError(f'Saga "{saga_id}" has been submitted already in this test: give each an id of its own, or none.')
         world.nodes.follow(saga_id, graph, [f for f in faults if isinstance(f, Crash)])
@@ -238,9 +240,9 @@ class SagaTester:
         return "\n".join(told)
 
 
-def _check_names(faults: Sequence[AnyFault], nodes: set[str], actions: frozenset[str], saga_id: str) -> None:
+def _check_names(faults: Sequence[AnyFault], nodes: set[str], actions: set[str], saga_id: str) -> None:
     for fault in faults:
         if fault.node and fault.node not in nodes:
             raise ValueError(f'Saga "{saga_id}" has no node "{fault.node}", of which it was said that {fault}.')
-        if isinstance(fault, Fault) and fault.action and fault.action not in actions:
+        if isinstance(fault, Fault) and fault.action and not any(fits(fault.action, action) for action in actions):
             raise ValueError(f'Saga "{saga_id}" does not call the action "{fault.action}", of which it was said that {fault}.')

@@ -10,6 +10,7 @@ from rich.text import Text
 from sec_client import Deadline, DefinitionError, LogRecord, OnDeadline, SagaCorrupt, SagaResult, SagaState
 from sec_client.errors import damaged_log
 from sec_model import check_definition, compile_graph
+from sec_model.versions import not_offered
 
 from secctl import live, render, shapes
 from secctl.dot import dot
@@ -114,8 +115,7 @@ def check(settings: Settings, source: str, params: str | None) -> None:
         check_definition(definition, actions=found, params=value)
     except DefinitionError as error:
         raise BadInput(problems_text(f'"{source}" does not fit the actions that it calls', error.problems)) from None
-    offered = {a.name for a in found}
-    missing = sorted(compile_graph(definition).action_names() - offered)
+    missing = not_offered(compile_graph(definition).action_names(), frozenset(a.name for a in found))
     for name in missing:
         click.echo(f'warning: No action server offers the action "{name}" now, so it could not be checked.', err=True)
     settings.show(Text(f'"{source}" is a valid saga.\n'), {"name": definition.name, "valid": True, "not_offered": missing})

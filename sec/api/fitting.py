@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sec_model import Graph, Payload
-from sec_model.edges import EdgeCheck, check_edges, params_problems
+from sec_model.edges import EdgeCheck, Offered, as_asked, check_edges, params_problems
 from sec_model.schemas import ActionSchemas, Budget
 
 from sec.dispatch.directory import Directory
@@ -18,7 +18,11 @@ MAX_CACHED = 1_000
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
+    """A check, and of what. `known` is by what the definition asks for, and empty where nothing is described."""
+
     schemas: Mapping[str, tuple[ActionSchemas, ...]]
+    offered: frozenset[str]
+    known: Offered
     check: EdgeCheck
 
 
@@ -31,17 +35,18 @@ class FitChecks:
 
     def problems(self, digest: str, graph: Graph, params: Payload) -> list[str]:
         """What does not fit, as whole sentences, of a definition with this hash. What nobody describes fits."""
-        schemas = self._directory.schemas
-        if not schemas or graph.action_names().isdisjoint(schemas):
+        if not self._directory.schemas:
             return []
-        check = self._check(digest, graph, schemas)
-        return [*check.problems, *params_problems(check.readers, schemas, params, Budget(MAX_STEPS))]
+        kept = self._check(digest, graph)
+        return [*kept.check.problems, *params_problems(kept.check.readers, kept.known, params, Budget(MAX_STEPS))]
 
-    def _check(self, digest: str, graph: Graph, schemas: Mapping[str, tuple[ActionSchemas, ...]]) -> EdgeCheck:
+    def _check(self, digest: str, graph: Graph) -> _Kept:
+        schemas, offered = self._directory.schemas, self._directory.offered
         kept = self._kept.get(digest)
-        if kept is None or kept.schemas is not schemas:
-            kept = self._kept[digest] = _Kept(schemas, check_edges(graph, schemas, Budget(MAX_STEPS)))
+        if kept is None or kept.schemas is not schemas or kept.offered is not offered:
+            known = as_asked(graph, schemas, offered)
+            kept = self._kept[digest] = _Kept(schemas, offered, known, check_edges(graph, known, Budget(MAX_STEPS)))
             if len(self._kept) > MAX_CACHED:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(digest)
-        return kept.check
+        return kept

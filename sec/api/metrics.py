@@ -9,6 +9,7 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from sec_model.versions import has_version
 
 from sec.api.server import CannotListen
 from sec.core.transitions import Course
@@ -45,12 +46,17 @@ class _Now(Collector):
 
     def _metrics(self) -> Iterator[Metric]:
         node = self._node
-        owned = Counter(driver.state.course for driver in node.owner.drivers_now())
+        drivers = node.owner.drivers_now()
+        owned = Counter(driver.state.course for driver in drivers)
         states = {str(course.value): owned[course] for course in _COURSES} | {"corrupt": len(node.owner.unreadable)}
         sagas = GaugeMetricFamily("sec_sagas_owned", "Sagas that this node owns.", labels=["state"])
         for state, count in states.items():
             sagas.add_metric([state], count)
         yield sagas
+        pinned = GaugeMetricFamily("sec_sagas_pinned", "Sagas that this node owns and that call this version.", labels=["action"])
+        for offer, count in Counter(offer for d in drivers for offer in d.state.pins.values() if has_version(offer)).items():
+            pinned.add_metric([offer], count)
+        yield pinned
         yield GaugeMetricFamily("sec_leader", "1 while this node leads.", value=node.leader.leading)
         condition = node.health.condition
         conditions = GaugeMetricFamily("sec_condition", "1 for how this node is, 0 for all else.", labels=["condition"])

@@ -11,9 +11,10 @@ from sec_model.codec import deadline_from_proto, definition_bytes, definition_fr
 from sec_model.commands import Command, SetDeadline, Signal
 from sec_model.commands_codec import command_from_proto
 from sec_model.definition import MAX_WAIT_S, ConstantNode, Deadline, SubsagaNode
-from sec_model.graph import is_action_name, is_name, name_rule
+from sec_model.graph import is_name, name_rule
 from sec_model.schemas import SchemaError
 from sec_model.schemas_codec import schemas_from_proto
+from sec_model.versions import OFFER_RULE, is_offer
 from sec_protos.v1 import common_pb2, coordinator_pb2, definition_pb2
 
 from sec.api.answering import Context
@@ -208,8 +209,10 @@ def registration(message: coordinator_pb2.RegisterActionServerRequest) -> None:
             hint="Let it advertise the address that the SEC nodes reach it at.",
         )
     for action in message.actions:
-        if not is_action_name(action.name):
-            raise invalid(f'Action server "{instance}" offers "{action.name[:200]}", which is not a valid name of an action.')
+        if not is_offer(action.name):
+            raise invalid(
+                f'Action server "{instance}" offers "{action.name[:200]}", which is not a valid name of an action: use {OFFER_RULE}.'
+            )
     if len(message.actions) > 1_000:
         raise invalid(f'Action server "{instance}" offers {len(message.actions)} actions; at most 1000 are allowed.')
     size = sum(action.ByteSize() for action in message.actions)

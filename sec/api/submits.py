@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 from sec_model import DefinitionError
+from sec_model.versions import not_offered
 from sec_protos.v1 import coordinator_pb2 as pb
 from sec_protos.v1 import definition_pb2
 
@@ -110,7 +111,7 @@ class Submits:
     def _common(self, definition: definition_pb2.SagaDefinition, called: str) -> _Common:
         """`called` is what messages about the definition call the saga. Raises `ApiError` and `DefinitionError`."""
         checked = self._definitions.check(definition, called[:200])
-        return _Common(checked, sorted(checked.graph.action_names() - self._node.directory.offered))
+        return _Common(checked, not_offered(checked.graph.action_names(), self._node.directory.offered))
 
     async def _submit(
         self, saga: _Submission, common: _Common, terms: _Terms, give_up: GiveUp, traceparent: str

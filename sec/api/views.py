@@ -1,10 +1,10 @@
 """Sagas as clients see them, made from what the store has. Nothing is remembered between calls, but for what actions report."""
 
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 
 from sec_model.codec import payload_to_proto
 from sec_model.graph import GraphNode, NodeKind
+from sec_model.versions import has_version
 from sec_protos.v1 import coordinator_pb2
 
 from sec.codec import record_to_proto
@@ -22,7 +22,7 @@ _CALLED = {_STATE_TO_PROTO[state] for state in (NodeState.WORKING, NodeState.RET
 
 
 def saga_view(
-    stored: StoredSaga, state: SagaState, offered: AbstractSet[str], reports: Mapping[NodePath, Timed], *, omit_outputs: bool
+    stored: StoredSaga, state: SagaState, offered: frozenset[str] | None, reports: Mapping[NodePath, Timed], *, omit_outputs: bool
 ) -> coordinator_pb2.Saga:
     """A saga with its nodes. `reports`: what calls under way have said of how far they are."""
     view = _bare_view(stored)
@@ -90,7 +90,7 @@ def sequenced(entry: LogEntry) -> coordinator_pb2.SequencedRecord:
 
 
 def _node_status(
-    state: SagaState, node: GraphNode, times_us: Mapping[int, int], offered: AbstractSet[str], omit_outputs: bool
+    state: SagaState, node: GraphNode, times_us: Mapping[int, int], offered: frozenset[str] | None, omit_outputs: bool
 ) -> coordinator_pb2.NodeStatus:
     graph = state.graph
     shown_state = node_state(state, node.index)
@@ -100,7 +100,7 @@ def _node_status(
         label=node.label,
         state=_STATE_TO_PROTO[shown_state],
         depends_on=[graph.nodes[p].path for p in parents if graph.nodes[p].kind is not NodeKind.SUBSAGA_START],
-        action="" if node.action is None else node.action.action,
+        action="" if node.action is None else state.pins.get(node.action.action, node.action.action),
         attempts=state.tries.get(node.index, NO_TRIES).count,
         detail=_detail(state, node, shown_state, offered),
         subsaga=node.kind is NodeKind.SUBSAGA_END,
@@ -125,15 +125,22 @@ def _has_output(state: SagaState, node: GraphNode) -> bool:
     return node.index in state.outputs or (node.constant is not None and state.marks[node.index] is not Mark.NEVER_STARTED)
 
 
-def _detail(state: SagaState, node: GraphNode, shown: NodeState, offered: AbstractSet[str]) -> str:
+def _not_offered(asked: str, pinned: str | None) -> str:
+    nobody = f'No action server that can be reached offers "{pinned or asked}"'
+    if pinned is None or not has_version(pinned):
+        return f"{nobody}."
+    return f'{nobody}, to which the saga is pinned since it asked for "{asked}". Start an action server that does.'
+
+
+def _detail(state: SagaState, node: GraphNode, shown: NodeState, offered: frozenset[str] | None) -> str:
     """What the node waits for, as far as the SEC node that answers can see."""
     if shown is NodeState.WAITING:
         return 'Waits for its signal ("secctl saga signal").' if node.kind is NodeKind.SIGNAL else "Waits for its time."
     if node.action is None:
         return ""
     waits = shown in (NodeState.QUEUED, NodeState.WORKING, NodeState.RETRYING, NodeState.UNDOING)
-    if waits and node.action.action not in offered and state.course is not Course.CREATED:
-        return f'No action server that can be reached offers "{node.action.action}".'
+    if waits and state.course is not Course.CREATED and state.offer_of(node.action.action, offered) is None:
+        return _not_offered(node.action.action, state.pins.get(node.action.action))
     tries = state.tries.get(node.index)
     if tries is not None:
         phase = state.in_flight.get(node.index, Phase.DO)

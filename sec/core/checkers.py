@@ -26,6 +26,7 @@ from sec_model.commands import (
     Step,
 )
 from sec_model.graph import NodeKind
+from sec_model.versions import fits, only_offer
 
 from sec.core.decide import Dispatch
 from sec.core.records import (
@@ -44,6 +45,7 @@ from sec.core.records import (
     OutcomeUnknown,
     OwnerChanged,
     Phase,
+    Pinned,
     Record,
     Started,
     StartRequested,
@@ -90,6 +92,8 @@ class Checker:
         self.orders = Orders(graph)
         self.dues: dict[NodePath, tuple[int, OnDeadline | None]] = {}
         self.signals: dict[NodePath, Payload] = {}
+        self.called: dict[str, str] = {}
+        """As what actions are called, by what the definition asks for."""
         self.expired: set[int] = set()
         """Nodes that had begun when their deadline passed, and are to be given up."""
         self.then: OnDeadline | None = None
@@ -187,8 +191,17 @@ class Checker:
             case BreakpointHit(path, after):
                 require(not self.unwinding, f"6: the breakpoint at {path} is reached while the saga unwinds")
                 self._move(path, *(("succeeded", "succeeded") if after else ("never", "never")))
+            case Pinned(asked, offer):
+                require(not self.unwinding, f"2: {asked} is pinned while the saga unwinds")
+                require(asked in self.graph.action_names() and fits(asked, offer), f"2: {asked} is pinned to {offer}")
+                require(
+                    asked not in self.called, f"2: {asked} is pinned to {offer}, and has been called as {self.called.get(asked)}"
+                )
+                self.called[asked] = offer
             case Started(path):
                 node = self.graph.index_of(path)
+                if (action := self.graph.nodes[node].action) is not None:
+                    self.called.setdefault(action.action, only_offer(action.action) or action.action)
                 require(not self.unwinding, f"2: {path} starts while the saga unwinds")
                 late = [p for p in self.parents[node] if self.status[p] != "succeeded"]
                 require(not late, f"2: {path} starts before the outcome of {self._paths(late)}")

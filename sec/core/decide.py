@@ -5,7 +5,6 @@ The driver's one rule, in this order: make the records durable, apply them, run 
 """
 
 from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -28,6 +27,7 @@ from sec_model.commands import (
     Step,
 )
 from sec_model.graph import GraphNode
+from sec_model.versions import any_version, has_version, newest
 
 from sec.core.controls import NO_CONTROLS, Controls
 from sec.core.records import (
@@ -45,6 +45,7 @@ from sec.core.records import (
     OutcomeUnknown,
     OwnerChanged,
     Phase,
+    Pinned,
     Record,
     SecNodeName,
     Started,
@@ -180,11 +181,12 @@ class Ready:
     rehearsal: Rehearsal | None = field(default=None, compare=False, repr=False)
 
 
-def decide(state: SagaState, events: Iterable[Event], offered: AbstractSet[str] | None = None, now_us: int = 0) -> Ready:
+def decide(state: SagaState, events: Iterable[Event], offered: frozenset[str] | None = None, now_us: int = 0) -> Ready:
     """What follows from events, taken in order, and from what time it is: `now_us`, microseconds since 1970 by the wall clock.
 
     `offered` are the actions that some action server offers now (None: all). A node whose action is not among them stays startable: it
     is not started, so that nothing has to be undone that never had a chance to run. Call again with `Begin` when that changes.
+    As soon as a version is offered of an action that the saga asks for, the saga is pinned to it.
     """
     draft = _Draft(state, now_us)
     with state.rehearsal() as rehearsal:
@@ -277,10 +279,12 @@ class _Draft:
                 self._write(Failed(path, Fault(f'The signal of node "{path}" did not come by its deadline.', "deadline_passed")))
                 return
 
-    def advance(self, offered: AbstractSet[str] | None) -> None:
+    def advance(self, offered: frozenset[str] | None) -> None:
         """Starts what may start, after all events have been taken."""
         state = self.state
         if state.course is _RUNNING:
+            if offered is not None and any_version(offered):
+                self._pin(offered)
             while state.startable and self._start(offered):
                 pass  # a wait that was over before it began has let others start
             if state.marks[state.graph.final] is _SUCCEEDED:
@@ -292,12 +296,18 @@ class _Draft:
             if state.unwound:
                 self._write(Done(Outcome.UNDONE))
 
-    def _start(self, offered: AbstractSet[str] | None) -> bool:
+    def _pin(self, offered: frozenset[str]) -> None:
+        """Pins the newest versions that fit. An action that is offered without a version alone needs no record: its first start says as what it is called."""
+        for asked in self.state.graph.to_pin:
+            if asked not in self.state.pins and (offer := newest(asked, offered)) is not None and has_version(offer):
+                self._write(Pinned(asked, offer))
+
+    def _start(self, offered: frozenset[str] | None) -> bool:
         """True when there may be more to start now."""
         state = self.state
         for index in self._startable():
             node, path = state.graph.nodes[index], self._path(index)
-            if node.action is not None and offered is not None and node.action.action not in offered:
+            if node.action is not None and offered is not None and state.offer_of(node.action.action, offered) is None:
                 continue
             if state.controls is not NO_CONTROLS:
                 if not self._may_start(node):

@@ -29,6 +29,7 @@ __all__ = [
     "OutcomeUnknown",
     "OwnerChanged",
     "Phase",
+    "Pinned",
     "Record",
     "SagaId",
     "SagaRecord",
@@ -170,6 +171,13 @@ class DeadlinePassed(Struct, frozen=True, gc=False):
     node: NodePath
 
 
+class Pinned(Struct, frozen=True, gc=False):
+    """`action` as the definition asks for it, `offer` as it is called (see `sec_model.versions`)."""
+
+    action: str
+    offer: str
+
+
 NodeRecord = (
     Started
     | Succeeded
@@ -182,7 +190,7 @@ NodeRecord = (
     | UndoFailed
     | UndoSkipped
 )
-SagaRecord = Created | StartRequested | OwnerChanged | Commanded | BreakpointHit | DeadlinePassed | Done
+SagaRecord = Created | StartRequested | OwnerChanged | Commanded | BreakpointHit | DeadlinePassed | Pinned | Done
 Record = NodeRecord | SagaRecord
 
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 from sec_model import Deadline, Graph, OnDeadline, Payload
 from sec_model.commands import Abort, Pause, SetDeadline, Signal
 from sec_model.graph import GraphNode, NodeKind
+from sec_model.versions import fits, has_version, newest, only_offer
 
 from sec.core.controls import NO_CONTROLS, Controls
 from sec.core.errors import CorruptLog, IllegalTransition
@@ -36,6 +37,7 @@ from sec.core.records import (
     OutcomeUnknown,
     OwnerChanged,
     Phase,
+    Pinned,
     Record,
     SagaId,
     SagaRecord,
@@ -134,6 +136,8 @@ class SagaState:
         """Nodes that have begun, and are to be given up: their deadline has passed."""
         self.failures: dict[int, int] = {}
         """How often an action behind a point of no return has failed."""
+        self.pins: dict[str, str] = {}
+        """What its actions are called as, by what the definition asks for: those that a record has pinned, or that a node was started for."""
         self.undo_failed: dict[int, None] = {}
         self.outputs: dict[int, Payload] = {}
         self.tries: dict[int, Tries] = {}
@@ -157,6 +161,14 @@ class SagaState:
         if node.constant is not None:
             return node.constant
         return self.outputs[node.index]
+
+    def offer_of(self, asked: str, offered: frozenset[str] | None) -> str | None:
+        """The offer by which an action can be called now, as the definition asks for it. None: nobody offers it, or not in the version that the saga is pinned to.
+        `offered` None: everything is."""
+        pinned = self.pins.get(asked)
+        if offered is None:
+            return pinned or only_offer(asked) or asked
+        return newest(asked, offered) if pinned is None else pinned if pinned in offered else None
 
     def idempotency_key(self, index: int) -> str:
         """Names the effect of a node, over retries and owners, for its action and its undo action alike.
@@ -220,6 +232,8 @@ class SagaState:
                 self._set("controls", self.controls.hit(node, after, self._why_paused_at(node, after)))
             case DeadlinePassed(node):
                 self._deadline_passed(record, node)
+            case Pinned():
+                self._pinned(record)
             case Done(outcome):
                 self._done(record, outcome)
 
@@ -315,6 +329,17 @@ class SagaState:
         if not after and self.graph.nodes[self.graph.by_path[node]].needs_confirmation:
             return f'Node "{node}" cannot be undone by a call: resume the saga to let it run, or abort it.'
         return f'Breakpoint {"after" if after else "before"} node "{node}".'
+
+    # the rules for versions
+
+    def _pinned(self, record: Pinned) -> None:
+        if record.action not in self.graph.to_pin:
+            raise self._illegal(record, f'it does not ask for "{record.action}", or there is one offer alone that fits')
+        if record.action in self.pins:
+            raise self._illegal(record, f'it calls "{record.action}" as "{self.pins[record.action]}" already')
+        if not has_version(record.offer) or not fits(record.action, record.offer):
+            raise self._illegal(record, f'"{record.offer}" is no version of "{record.action}"')
+        self._put(self.pins, record.action, record.offer)
 
     # the rules for deadlines
 
@@ -416,10 +441,13 @@ class SagaState:
             self._require_leave_to_start(record)
             self._set_controls(self.controls.started(node.index))
         self._drop(self.startable, node.index)
-        if node.waits:
+        if node.action is None:
             self._put(self.waiting, node.index, None)
         else:
             self._put(self.in_flight, node.index, Phase.DO)
+            asked = node.action.action
+            if asked not in self.pins:  # it is called without a version, or there is one offer alone that fits
+                self._put(self.pins, asked, only_offer(asked) or asked)
         if due_us:
             self._put(self.dues, record.node, Due(due_us, None if node.deadline is None else node.deadline.then))
 

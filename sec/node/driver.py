@@ -250,7 +250,10 @@ class SagaDriver:
         if self.state.controls.paused:
             return False
         nodes, offered = self.state.graph.nodes, self._host.offered
-        return any((action := nodes[index].action) is None or action.action in offered for index in self.state.startable)
+        return any(
+            (action := nodes[index].action) is None or self.state.offer_of(action.action, offered) is not None
+            for index in self.state.startable
+        )
 
     async def close(self) -> None:
         """Stops at once. An append under way is waited for, so that afterwards nothing of this driver is on its way to the store."""
@@ -552,7 +555,7 @@ class SagaDriver:
             saga_id=state.saga_id,
             saga_uid=state.uid,
             node=NodePath(node.path),
-            action=node.action.action,
+            action=state.pins[node.action.action],
             phase=dispatch.phase,
             idempotency_key=state.idempotency_key(dispatch.node),
             epoch=self.epoch,

@@ -10,10 +10,13 @@ from sec_model import Payload
 from sec.core.records import Fault, SecNodeName
 from sec.dispatch.calls import Answer, Answered, Busy, Call, Pending, StaleEpoch, Tell, Unanswered, told
 from sec.dispatch.directory import Directory
+from sec.sim.definitions import offers
 from sec.sim.effects import Refused
 from sec.sim.loop import WORLD, SimLoop
 from sec.sim.network import Weather
 from sec.store.mirror import Mirror
+
+MAX_RELEASES = 3
 
 if TYPE_CHECKING:
     from sec.sim.world import World
@@ -27,6 +30,8 @@ class ActionServers:
         self.rng = rng
         self.weather = weather
         self.offering = True
+        self.releases = 0
+        """How many versions of each action have come since the start."""
         self.directories: list[SimDirectory] = []
         self.first_s: dict[tuple[str, str], float] = {}
         """When each node of a saga was called first."""
@@ -36,25 +41,27 @@ class ActionServers:
 
     def offer(self, offering: bool) -> None:
         self.offering = offering
+        self.releases += offering and self.releases < MAX_RELEASES
         for directory in self.directories:  # those of killed processes too, which get no turn
             self.loop.call_soon(directory.refresh, context=directory.process_context.copy())
 
 
 class SimDirectory(Directory):
-    """The directory of one SEC node: every action is offered, unless nothing is."""
+    """The directory of one SEC node: every action is offered, unless nothing is; whenever they come back there is another version of each."""
 
     def __init__(self, registrations: Mirror, world: "World", name: str) -> None:
         super().__init__(registrations, (), None, max_output_bytes=0, max_calls=0)
         self._world = world
         self._name = SecNodeName(name)
-        self._actions = frozenset(name for saga in world.sagas.values() for name in saga.graph.action_names())
+        self._asked = frozenset(name for saga in world.sagas.values() for name in saga.graph.action_names())
         self.process_context = world.processes[-1].context
         world.servers.directories.append(self)
         self.refresh()
 
     def refresh(self) -> None:
         """Looks at what can be reached now."""
-        self.offered = self._actions if self._world.servers.offering else frozenset()
+        servers = self._world.servers
+        self.offered = offers(self._asked, servers.releases) if servers.offering else frozenset()
         for listener in self._listeners:
             listener()
 

@@ -1,7 +1,7 @@
 """Random saga definitions: stages and free edges, constants, subsagas within subsagas, nodes listed before their parents, signals, timers,
 deadlines, and every policy for what has no undo action."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -22,8 +22,11 @@ from sec_model import (
     UndoPolicy,
     compile_graph,
 )
+from sec_model.versions import has_version, only_offer
 
 _UNDO = [*[UndoPolicy.ACTION] * 6, UndoPolicy.NONE_NEEDED, UndoPolicy.CONFIRM, UndoPolicy.MANUAL]
+_VERSIONS = ("", "@2", "@2.1", "@=2")
+"""What nodes ask for, in turn. See `offers`."""
 _SHAPES = ["stages", "edges", "chain"]
 
 
@@ -144,7 +147,19 @@ def _node(
         inner = _definition(random, f"sub-{name}", random.choice(_SHAPES), budget, depth + 1, plain=plain, palette=palette)
         return Node(name, SubsagaNode(inner, params_from), tuple(parents))
     reads = random.sample(sorted(seen), random.randint(0, min(2, len(seen))))
-    action = ActionNode(f"act-{name}", random.choice(palette.policies), random.choice(palette.policies))
+    asked = f"act-{name}{_VERSIONS[sum(name.encode()) % len(_VERSIONS)]}"
+    action = ActionNode(asked, random.choice(palette.policies), random.choice(palette.policies))
     if not plain:
         action = replace(action, undo=random.choice(_UNDO), deadline=random.choice(palette.deadlines))
     return Node(name, action, tuple(parents), tuple(Input(r, r) for r in reads))
+
+
+def offers(asked: Iterable[str], releases: int) -> frozenset[str]:
+    """What action servers offer of the actions that random sagas ask for, after so many releases: one more version with each, 0, 5, 10 and so on. None goes."""
+    found = set()
+    for name in asked:
+        if (only := only_offer(name)) is not None:
+            found |= {only, f"{only}.{releases}"}
+        else:
+            found |= {name, *(f"{name}{'.' if has_version(name) else '@'}{5 * release}" for release in range(releases))}
+    return frozenset(found)

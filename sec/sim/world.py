@@ -200,6 +200,9 @@ class World:
         status = saga.checker.status[saga.graph.index_of(call.node)]
         expected = "open" if call.phase is Phase.DO else "undoing"
         self.require(status == expected, f"2: {member.name} dispatches {what}, which is {status}")
+        action = saga.graph.nodes[saga.graph.index_of(call.node)].action
+        pinned = "" if action is None else saga.checker.called[action.action]
+        self.require(call.action == pinned, f'2: {member.name} dispatches {what} as "{call.action}", not as "{pinned}"')
         self.require(call.epoch == saga.checker.epoch, f"2: {member.name} dispatches {what} before its takeover is in the log")
 
     # members

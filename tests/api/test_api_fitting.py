@@ -130,6 +130,32 @@ async def test_what_nobody_describes_or_offers_is_not_checked(one: Cluster) -> N
         assert not (await client.submit(saga())).warnings
 
 
+async def test_a_saga_is_checked_against_the_version_that_it_would_get(one: Cluster) -> None:
+    """The newest that fits what it asks for, and not others that are offered as well."""
+
+    def asks(asked: str) -> Saga:
+        return Saga("s").append(action("a", asked))
+
+    def takes(offer: str, of_type: str) -> ActionServer:
+        server = ActionServer(offer.replace("@", "-"), store=MemoryStore())
+        server.action(offer, undo=None, params_schema={"type": of_type})(lambda call: None)
+        return server
+
+    await one.serve(takes("act@1.0", "string"))
+    await one.serve(takes("act@1.1", "integer"))
+    await one.serve(takes("act", "string"))
+    async with one.client() as client:
+        await client.submit(asks("act@1"), params=1)
+        await client.submit(asks("act@1.0"), params="one")
+        assert len(await refused(one, asks("act@1"), params="one")) == 1
+        assert len(await refused(one, asks("act@=1.0"), params=1)) == 1
+        await one.serve(takes("act@1.2", "string"))
+        await client.submit(asks("act@1"), params="one")
+        assert (await client.submit(asks("act@2"), params=1)).warnings == (
+            'No action server that can be reached offers the action "act@2" now; its nodes will wait.',
+        )
+
+
 async def test_in_a_rolling_update_only_what_fits_none_is_refused(one: Cluster) -> None:
     await one.serve(network())
     old = await one.serve(compute(ip=int))

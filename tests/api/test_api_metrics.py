@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 from inprocess_support import World, chain, cluster
-from sec_client import Overloaded
+from sec_client import Overloaded, Saga, action
 from sec_client.aio import Client
 from waiting_support import eventually, until
 
@@ -53,6 +53,35 @@ async def test_a_node_tells_of_its_sagas_its_writes_and_its_calls() -> None:
             world.gate.set()
             await client.wait("s1", timeout_s=20)
             assert (await asyncio.to_thread(fetch))['sec_sagas_owned{state="running"}'] == 0
+        finally:
+            await asyncio.to_thread(metrics.close)
+
+
+async def test_versions_that_sagas_are_pinned_to_are_counted() -> None:
+    world = World(do={"b": ["hold"] * 4})
+    async with cluster("n1") as c, c.client() as client:
+        metrics = Metrics(c.members["n1"].node, "127.0.0.1", 0)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+        def pinned() -> dict[str, float]:
+            with opener.open(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+                lines = [
+                    line.rpartition(" ") for line in answer.read().decode().splitlines() if line.startswith("sec_sagas_pinned")
+                ]
+            return {name: float(value) for name, _, value in lines}
+
+        try:
+            await c.serve(world.server(actions=("plain", "step@1", "step@1.5")))
+            for asked in ("step@1", "step", "step@=1", "plain"):
+                await client.submit(Saga("s").append(action("a", asked)).append(action("b", asked)))
+            await until(lambda: len(world.calls) == 8)
+            assert await asyncio.to_thread(pinned) == {
+                'sec_sagas_pinned{action="step@1.5"}': 2,
+                'sec_sagas_pinned{action="step@1"}': 1,
+            }
+            world.gate.set()
+            await until(lambda: not c.members["n1"].node.owner.drivers)
+            assert await asyncio.to_thread(pinned) == {}
         finally:
             await asyncio.to_thread(metrics.close)
 

@@ -154,7 +154,7 @@ def test_an_empty_parallel_stage() -> None:
 
 @core("an action that no action server offers")
 def test_an_action_that_is_not_offered_is_waited_for() -> None:
-    driver = MiniDriver(compact.graph("a > b"), FakeActionServer(), offered={"a"})
+    driver = MiniDriver(compact.graph("a > b"), FakeActionServer(), offered=frozenset({"a"}))
     driver.submit()
     driver.run()
     assert demo.status(driver) == {"a": "done", "b": "queued"}

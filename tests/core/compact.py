@@ -4,7 +4,7 @@
 
 Stages stand between ">", the nodes of a stage between "|". `name=5` is a constant, `name(...)` a subsaga, whose params come from the node behind
 "@". `*3/2` allows three calls of the action and two of its undo action. `[a b]` gives the edges instead of the stage before.
-An action has the name of its node.
+An action has the name of its node, or the one behind a ":", as in `pay:charge@2`.
 
     approval?60 > cool_off~30 > pay!point > ship^20p > tell!none
 
@@ -34,7 +34,7 @@ from sec_model import (
 )
 from sec_model.builder import NodeSpec
 
-_TOKEN = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9_.-]+)|(?P<sign>[>|()\[\]=*/@?~!^]))")
+_TOKEN = re.compile(r"\s*(?:(?P<word>[A-Za-z0-9_.-]+)|(?P<sign>[>|()\[\]=*/@?~!^:]))")
 _UNDO = {
     "none": UndoPolicy.NONE_NEEDED,
     "confirm": UndoPolicy.CONFIRM,
@@ -86,8 +86,13 @@ def _node(tokens: list[str]) -> NodeSpec:
     deadline: Deadline | None = None
     waits = ""
     time_s = 0.0
-    while tokens[0] and tokens[0] in "=(*/@[?~!^":
+    called = name
+    while tokens[0] and tokens[0] in "=(*/@[?~!^:":
         match tokens.pop(0):
+            case ":":
+                called = tokens.pop(0)
+                while (tokens[0] and tokens[0] in "@=") or called[-1] in "@=":
+                    called += tokens.pop(0)
             case "?":
                 waits = "signal"
                 if tokens[0][:1].isdigit():
@@ -120,7 +125,7 @@ def _node(tokens: list[str]) -> NodeSpec:
         return subsaga(name, inner, params_from=params_from, after=after)
     if waits:
         return signal(name, deadline=deadline, after=after) if waits == "signal" else timer(name, time_s, after=after)
-    return action(name, name, after=after, retry=retry, undo_retry=undo_retry, undo=undo, deadline=deadline)
+    return action(name, called, after=after, retry=retry, undo_retry=undo_retry, undo=undo, deadline=deadline)
 
 
 def _deadline(text: str) -> Deadline:

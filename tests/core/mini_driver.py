@@ -29,6 +29,7 @@ from sec_model.commands import (
     Step,
 )
 from sec_model.graph import NodeKind
+from sec_model.versions import fits
 
 from sec.codec import record_from_proto, record_to_proto
 from sec.core.checkers import Checker, Dispatched, check_all_or_none, check_settled, check_step, require
@@ -54,13 +55,16 @@ from sec.core.records import (
     LogEntry,
     NodePath,
     Phase,
+    Pinned,
     Record,
     SagaId,
     SecNodeName,
+    Started,
     StartRequested,
 )
 from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
+from sec.sim.definitions import offers
 from sec.sim.effects import FakeActionServer, Refused
 
 LOST = Fault("The connection was lost.", "unavailable")
@@ -79,7 +83,7 @@ class MiniDriver:
         *,
         repeat: Mapping[tuple[str, Phase], int] | None = None,
         injected: AbstractSet[str] = frozenset(),
-        offered: AbstractSet[str] | None = None,
+        offered: frozenset[str] | None = None,
         keep_worlds: bool = False,
     ) -> None:
         self.graph = graph
@@ -135,6 +139,8 @@ class MiniDriver:
         self.state.repeat(ready.rehearsal)
         assert_same_state(self.state, self.shadow)
         assert (ready.course, ready.mishaps, ready.controls) == (self.state.course, self.state.mishaps, self.state.controls)
+        for record in ready.records:
+            self._check_version(record)
         overdue = self.checker.overdue(self.now_us)
         require(not overdue, f"6: nothing happens at {overdue}, which is overdue")
         soonest = min((us for us, _ in self.checker.dues.values()), default=0)
@@ -164,6 +170,20 @@ class MiniDriver:
         if crash_in_effects is None:
             self._check_who_is_called()
         return crash_in_effects is None
+
+    def _check_version(self, record: Record) -> None:
+        """What is pinned is the newest, what starts is offered, and both are what is called."""
+        if isinstance(record, Pinned):
+            assert self.offered is not None
+            rivals = [offer for offer in self.offered if "@" in offer and fits(record.action, offer)]
+            numbers = {offer: [int(number) for number in offer.partition("@")[2].split(".")] for offer in rivals}
+            require(numbers[record.offer] == max(numbers.values()), f"2: {record} although {rivals} are offered")
+        if isinstance(record, Started) and (action := self.graph.nodes[self.graph.index_of(record.node)].action) is not None:
+            called = self.checker.called[action.action]
+            require(
+                self.state.pins[action.action] == called, f"2: {record.node} calls {self.state.pins[action.action]}, not {called}"
+            )
+            require(self.offered is None or called in self.offered, f"2: {record.node} starts, and nobody offers {called}")
 
     def _withhold(self, node: int) -> None:
         if node not in self.calls or node in self.under_way:
@@ -356,7 +376,9 @@ class RandomRun:
             # Only an action that nobody offers can keep a saga from going on.
             assert driver.offered is not None
             assert driver.state.startable
-            driver.offered = None
+            driver.offered = (
+                offers(driver.state.graph.action_names(), releases=random.randrange(4)) if random.random() < 0.5 else None
+            )
             self._handle(Begin())
         return True
 

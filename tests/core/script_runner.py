@@ -86,6 +86,7 @@ from sec.core.records import (
     OutcomeUnknown,
     OwnerChanged,
     Phase,
+    Pinned,
     Record,
     SagaId,
     SecNodeName,
@@ -217,7 +218,10 @@ class Session:
                 key = self.state.idempotency_key(effect.node)
                 named = f", as {key}" if "~" in key else ""
                 until = f", until {effect.until_us / 1e6:g} s" if effect.until_us else ""
-                return f"{effect.phase.value} {path} #{effect.attempt}{pause}{repeats}{injected}{named}{until}"
+                action = self.state.graph.nodes[effect.node].action
+                assert action is not None
+                called = f", {self.state.pins[action.action]}" if "@" in self.state.pins[action.action] else ""
+                return f"{effect.phase.value} {path} #{effect.attempt}{called}{pause}{repeats}{injected}{named}{until}"
 
     def _tree(self) -> list[str]:
         controls = self.state.controls
@@ -296,6 +300,8 @@ def _record(record: Record) -> str:
             return f"StartRequested, due at {due_us / 1e6:g} s"
         case DeadlinePassed(node):
             return f"DeadlinePassed of {node or 'the saga'}"
+        case Pinned(asked, offer):
+            return f"Pinned {asked}: {offer}"
         case AttemptFailed(node, attempt, error, spent_s):
             return f"AttemptFailed {node}: do #{attempt}, {spent_s:g} s spent: {error.message}"
         case Started(node, due_us) if due_us:

@@ -45,6 +45,7 @@ from sec.core.records import (
     OutcomeUnknown,
     OwnerChanged,
     Phase,
+    Pinned,
     Record,
     SagaRecord,
     SecNodeName,
@@ -103,6 +104,7 @@ RECORDS: list[Record] = [
     *(Commanded("id", "", command, "It is too late.") for command in COMMANDS),
     *(BreakpointHit(PATH, after) for after in (False, True)),
     *(DeadlinePassed(path) for path in (PATH, NodePath(""))),
+    Pinned("charge", "charge@2.1"),
     *(Done(outcome) for outcome in Outcome),
 ]
 

@@ -177,7 +177,7 @@ def test_only_dos_are_hurried_and_only_when_the_unwinding_begins() -> None:
 def test_an_undo_is_dispatched_whoever_offers_it() -> None:
     """An undo must not be put off: somebody offers the action, or did."""
     state = running("a > b", Started(A), Succeeded(A, Payload()), Started(B))
-    ready = decide(state, [DoAnswered(B, FAULT)], offered=set())
+    ready = decide(state, [DoAnswered(B, FAULT)], offered=frozenset())
     assert ready.effects == (Dispatch(0, Phase.UNDO, 1, 0.0, 30.0),)
 
 

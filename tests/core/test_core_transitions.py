@@ -26,6 +26,7 @@ from sec.core.records import (
     OutcomeUnknown,
     OwnerChanged,
     Phase,
+    Pinned,
     Record,
     SagaId,
     SecNodeName,
@@ -49,6 +50,7 @@ RECORDS: dict[str, type[Record]] = {
         Commanded,
         BreakpointHit,
         DeadlinePassed,
+        Pinned,
         Started,
         Succeeded,
         Failed,
@@ -107,6 +109,7 @@ def record_for(kind: type[Record], state: SagaState) -> Record:
         Commanded: Commanded(f"c{state.next_sequence}", "ada", SetMaxInFlight(7)),
         BreakpointHit: BreakpointHit(N, after=False),
         DeadlinePassed: DeadlinePassed(N),
+        Pinned: Pinned("n", "n@1"),
         StartRequested: StartRequested(),
         Started: Started(N),
         Succeeded: Succeeded(N, Payload.json(2)),
@@ -149,6 +152,8 @@ def test_every_record_in_every_situation(situation: str, kind: str) -> None:
         allowed = allowed and situation.startswith("manual")
     if isinstance(record, DeadlinePassed):
         allowed = allowed and "n-due" in situation
+    if isinstance(record, Pinned):
+        allowed = allowed and mark is Mark.NEVER_STARTED and not situation.startswith("waits")
     if isinstance(record, Done):
         allowed = allowed and situation in ENDS
     if isinstance(record, BreakpointHit):
@@ -202,7 +207,17 @@ def test_what_a_saga_accepts_is_that_of_the_design() -> None:
         "nonexistent": ["Created"],
         "created": ["StartRequested"],
         "running": sorted(
-            [*outcomes, "AttemptFailed", "BreakpointHit", "Commanded", "DeadlinePassed", "Done", "OwnerChanged", "Started"]
+            [
+                *outcomes,
+                "AttemptFailed",
+                "BreakpointHit",
+                "Commanded",
+                "DeadlinePassed",
+                "Done",
+                "OwnerChanged",
+                "Pinned",
+                "Started",
+            ]
         ),
         "unwinding": sorted([*outcomes, *undo, "Commanded", "Done", "OwnerChanged"]),
         "stuck": sorted([*outcomes, *undo, "Commanded", "OwnerChanged"]),

@@ -29,6 +29,7 @@ from sec_model import (
 )
 from sec_model.definition import MAX_INSTANT_US, MAX_WAIT_S
 from sec_model.graph import MAX_DEPTH, MAX_NODES, MAX_PATH_LENGTH, is_name, name_rule
+from sec_model.versions import ASKED_RULE
 
 RULE = 'letters, digits, ".", "_" and "-" (at most 128, the first a letter or a digit)'
 
@@ -150,7 +151,7 @@ CASES: dict[str, tuple[Definition, list[str]]] = {
     "an empty name of a node": (saga(sub("x", node(""))), [f'The node name "x/" is not valid: use {RULE}.']),
     "a name of an action": (
         saga(node("a", calls="call me")),
-        [f'Node "a" calls the action "call me", which is not a valid name: use {RULE}, and "@".'],
+        [f'Node "a" calls the action "call me", which is not a valid name: use {ASKED_RULE}.'],
     ),
     "a path that is too long": (
         saga(sub("x" * 128, node("y" * 128))),
@@ -361,7 +362,7 @@ def test_every_problem_is_told_at_once() -> None:
         f'The name "s!" of saga "s!" is not valid: use {RULE}.',
         f'The node name "a b" is not valid: use {RULE}.',
         'Node "a" depends on "ghost", which is not a node of saga "s!".',
-        f'Node "x/c" calls the action "", which is not a valid name: use {RULE}, and "@".',
+        f'Node "x/c" calls the action "", which is not a valid name: use {ASKED_RULE}.',
         'The node "x/d" of subsaga "x" depends on itself.',
     ]
 
@@ -428,7 +429,7 @@ def test_good_names(name: str) -> None:
     assert is_name(name)
     assert name_rule() == RULE
     compile_graph(saga(node(name, calls=name)))
-    compile_graph(saga(node("a", calls=f"{name[:120]}@v2")))
+    compile_graph(saga(node("a", calls=f"{name[:120]}@2.1")))
 
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "_a", "a b", "a/b", "a@b", "é", "a\n", "٣", "9" * 129])
@@ -441,7 +442,7 @@ def test_bad_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "@a", "a b", "a/b", "a\n", "9" * 129])
 def test_bad_action_names(name: str) -> None:
     assert problems(saga(node("a", calls=name))) == [
-        f'Node "a" calls the action "{name}", which is not a valid name: use {RULE}, and "@".'
+        f'Node "a" calls the action "{name}", which is not a valid name: use {ASKED_RULE}.'
     ]
 
 

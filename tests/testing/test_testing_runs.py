@@ -402,3 +402,29 @@ def test_a_heartbeat_timeout_is_kept_by_reports(reports: bool, attempts: int) ->
         assert run.done is reports
         assert len(run.calls_of("disk")) == attempts
         assert {error.code for error in run.errors} == (set() if reports else {"no_heartbeat"})
+
+
+def test_sagas_call_the_versions_that_they_ask_for() -> None:
+    """One server with two versions of an action, and a fault of whichever is called."""
+    server = ActionServer("prices", store=MemoryStore())
+
+    @server.action("price@1.0", undo=None)
+    def former(call: Call) -> str:
+        return "former"
+
+    @server.action("price@1.1", undo=None)
+    def latter(call: Call) -> str:
+        return "latter"
+
+    with SagaTester(server) as sagas:
+        for asked, offer, output in (
+            ("price", "price@1.1", "latter"),
+            ("price@1", "price@1.1", "latter"),
+            ("price@1.0", "price@1.0", "former"),
+            ("price@=1.0", "price@1.0", "former"),
+        ):
+            run = sagas.run(Saga("s").append(action("a", asked)), LoseAnswer(action=asked))
+            assert run.output == output
+            assert [made.action for made in run.calls] == [offer, offer]
+        with pytest.raises(ValueError, match="calls price@2, which no action server of this test offers"):
+            sagas.run(Saga("s").append(action("a", "price@2")))

@@ -2,13 +2,13 @@
 
 import inspect
 import json
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 from sec_model.schemas import ActionSchemas, action_schemas
+from sec_model.versions import OFFER_RULE, is_offer
 
 from sec_client.kit.typed import AS_IT_IS, PARAMS, Signature, json_schema, output_schema
 
@@ -17,8 +17,6 @@ Handler = Callable[..., Any]
 JsonSchema = Mapping[str, Any] | bool | str
 """A JSON Schema document, or its text."""
 H = TypeVar("H", bound=Handler)
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 
 
 class Missing:
@@ -127,7 +125,8 @@ class Actions:
     ) -> Callable[[Handler], Action]:
         """Decorates a function `(call: Call, …) -> value` as an action.
 
-        `name` is the function's by default, `summary` the first line of its docstring. The undo is decorated with `.undo` of the result or given as
+        `name` is the function's by default, and may have a version (`"charge@2.1"`; several versions are several actions); `summary` is the first line
+        of its docstring. The undo is decorated with `.undo` of the result or given as
         `undo`; `undo=None` says that nothing needs to be undone. The value is JSON, bytes, a `Payload`, or what `msgspec` or pydantic make JSON
         of: dataclasses, TypedDicts, enums, dates, models.
 
@@ -141,8 +140,8 @@ class Actions:
 
         def decorate(handler: Handler) -> Action:
             chosen = name or str(getattr(handler, "__name__", ""))
-            if not _NAME.fullmatch(chosen):
-                raise ValueError(f'"{chosen}" cannot name an action: use letters, digits, ".", "_", "-" and "@", at most 128.')
+            if not is_offer(chosen):
+                raise ValueError(f'"{chosen}" cannot name an action: use {OFFER_RULE}.')
             if chosen in self._by_name:
                 raise ValueError(f'The action "{chosen}" is declared twice.')
             line = summary or (inspect.getdoc(handler) or "").partition("\n")[0]

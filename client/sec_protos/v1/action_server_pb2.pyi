@@ -158,7 +158,10 @@ class ActionDescription(_message.Message):
     SUMMARY_FIELD_NUMBER: _builtins.int
     SCHEMAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """1 to 128 characters out of letters, digits, ".", "_", "-" and "@", starting with a letter or a digit."""
+    """1 to 128 characters out of letters, digits, ".", "_" and "-", starting with a letter or a digit; and, if the action is offered in versions,
+    "@" and one to three whole numbers with dots between them, as in "charge@2.1". Each version is an action of its own, that is called by this
+    name, and its undo too.
+    """
     summary: _builtins.str
     """One line for people."""
     @_builtins.property
@@ -280,7 +283,7 @@ class Call(_message.Message):
     node: _builtins.str
     """Full path of the node in the saga: "server_alloc/server_id"."""
     action: _builtins.str
-    """The name of the action, also in the call of its undo action."""
+    """The name of the action as this server offers it, with its version if it has one; also in the call of its undo action."""
     idempotency_key: _builtins.str
     """Names the effect. Opaque; at most 512 bytes of ASCII."""
     epoch: _builtins.int

@@ -315,7 +315,7 @@ class NodeStatus(_message.Message):
     label: _builtins.str
     state: Global___NodeState.ValueType
     action: _builtins.str
-    """Empty for constants and subsagas."""
+    """As it is called, once that is settled, and before as the definition asks for it. Empty for constants and subsagas."""
     attempts: _builtins.int
     """Calls recorded, in the phase that the node is in, as having an unknown outcome or, behind a point of no return, as having failed."""
     detail: _builtins.str

@@ -211,7 +211,9 @@ class ActionNode(_message.Message):
     UNDO_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     action: _builtins.str
-    """The name of the action, as an action server offers it."""
+    """The name of the action, with or without a version: "charge", "charge@2" (the newest 2, 2.0, 2.1, 2.1.5, ...) or "charge@=2.1" (no other).
+    The saga is pinned to the newest offer that fits, as soon as it runs and there is one.
+    """
     undo: Global___UndoPolicy.ValueType
     """UNDO_POLICY_UNSPECIFIED means UNDO_POLICY_ACTION."""
     @_builtins.property

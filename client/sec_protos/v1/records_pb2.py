@@ -27,7 +27,7 @@ from sec_protos.v1 import common_pb2 as sec_dot_v1_dot_common__pb2
 from sec_protos.v1 import definition_pb2 as sec_dot_v1_dot_definition__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sec/v1/records.proto\x12\x06sec.v1\x1a\x15sec/v1/commands.proto\x1a\x13sec/v1/common.proto\x1a\x17sec/v1/definition.proto\"^\n\x0bRecordBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0e\n\x06writer\x18\x02 \x01(\t\x12\x0f\n\x07time_us\x18\x03 \x01(\x03\x12\x1f\n\x07records\x18\x04 \x03(\x0b\x32\x0e.sec.v1.Record\"\xf9\x05\n\x06Record\x12\"\n\x07\x63reated\x18\x01 \x01(\x0b\x32\x0f.sec.v1.CreatedH\x00\x12\x31\n\x0fstart_requested\x18\x02 \x01(\x0b\x32\x16.sec.v1.StartRequestedH\x00\x12-\n\rowner_changed\x18\x03 \x01(\x0b\x32\x14.sec.v1.OwnerChangedH\x00\x12\"\n\x07started\x18\x04 \x01(\x0b\x32\x0f.sec.v1.StartedH\x00\x12&\n\tsucceeded\x18\x05 \x01(\x0b\x32\x11.sec.v1.SucceededH\x00\x12 \n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x0e.sec.v1.FailedH\x00\x12\x31\n\x0f\x61ttempt_unknown\x18\x07 \x01(\x0b\x32\x16.sec.v1.AttemptUnknownH\x00\x12\x31\n\x0foutcome_unknown\x18\x08 \x01(\x0b\x32\x16.sec.v1.OutcomeUnknownH\x00\x12+\n\x0cundo_started\x18\t \x01(\x0b\x32\x13.sec.v1.UndoStartedH\x00\x12-\n\rundo_finished\x18\n \x01(\x0b\x32\x14.sec.v1.UndoFinishedH\x00\x12)\n\x0bundo_failed\x18\x0b \x01(\x0b\x32\x12.sec.v1.UndoFailedH\x00\x12+\n\x0cundo_skipped\x18\x0c \x01(\x0b\x32\x13.sec.v1.UndoSkippedH\x00\x12\x1c\n\x04\x64one\x18\r \x01(\x0b\x32\x0c.sec.v1.DoneH\x00\x12&\n\tcommanded\x18\x0e \x01(\x0b\x32\x11.sec.v1.CommandedH\x00\x12/\n\x0e\x62reakpoint_hit\x18\x0f \x01(\x0b\x32\x15.sec.v1.BreakpointHitH\x00\x12/\n\x0e\x61ttempt_failed\x18\x10 \x01(\x0b\x32\x15.sec.v1.AttemptFailedH\x00\x12\x31\n\x0f\x64\x65\x61\x64line_passed\x18\x11 \x01(\x0b\x32\x16.sec.v1.DeadlinePassedH\x00\x42\x06\n\x04kind\"S\n\x07\x43reated\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x02 \x01(\t\x12\"\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x10.sec.v1.Deadline\" \n\x0eStartRequested\x12\x0e\n\x06\x64ue_us\x18\x01 \x01(\x03\"/\n\x0cOwnerChanged\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08sec_node\x18\x02 \x01(\t\"\'\n\x07Started\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x64ue_us\x18\x02 \x01(\x03\":\n\tSucceeded\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1f\n\x06output\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload\"4\n\x06\x46\x61iled\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.sec.v1.Error\"|\n\x0e\x41ttemptUnknown\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05phase\x18\x02 \x01(\x0e\x32\r.sec.v1.Phase\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x1c\n\x05\x65rror\x18\x04 \x01(\x0b\x32\r.sec.v1.Error\x12\x0f\n\x07spent_s\x18\x05 \x01(\x01\"<\n\x0eOutcomeUnknown\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.sec.v1.Error\"\x1b\n\x0bUndoStarted\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x1c\n\x0cUndoFinished\x12\x0c\n\x04node\x18\x01 \x01(\t\"8\n\nUndoFailed\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.sec.v1.Error\"+\n\x0bUndoSkipped\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"(\n\x04\x44one\x12 \n\x07outcome\x18\x01 \x01(\x0e\x32\x0f.sec.v1.Outcome\"^\n\tCommanded\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12 \n\x07\x63ommand\x18\x03 \x01(\x0b\x32\x0f.sec.v1.Command\x12\x0f\n\x07refused\x18\x04 \x01(\t\",\n\rBreakpointHit\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x08\"]\n\rAttemptFailed\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1c\n\x05\x65rror\x18\x03 \x01(\x0b\x32\r.sec.v1.Error\x12\x0f\n\x07spent_s\x18\x04 \x01(\x01\"\x1e\n\x0e\x44\x65\x61\x64linePassed\x12\x0c\n\x04node\x18\x01 \x01(\t*H\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_DONE\x10\x01\x12\x12\n\x0eOUTCOME_UNDONE\x10\x02\x42+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sec/v1/records.proto\x12\x06sec.v1\x1a\x15sec/v1/commands.proto\x1a\x13sec/v1/common.proto\x1a\x17sec/v1/definition.proto\"^\n\x0bRecordBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0e\n\x06writer\x18\x02 \x01(\t\x12\x0f\n\x07time_us\x18\x03 \x01(\x03\x12\x1f\n\x07records\x18\x04 \x03(\x0b\x32\x0e.sec.v1.Record\"\x9b\x06\n\x06Record\x12\"\n\x07\x63reated\x18\x01 \x01(\x0b\x32\x0f.sec.v1.CreatedH\x00\x12\x31\n\x0fstart_requested\x18\x02 \x01(\x0b\x32\x16.sec.v1.StartRequestedH\x00\x12-\n\rowner_changed\x18\x03 \x01(\x0b\x32\x14.sec.v1.OwnerChangedH\x00\x12\"\n\x07started\x18\x04 \x01(\x0b\x32\x0f.sec.v1.StartedH\x00\x12&\n\tsucceeded\x18\x05 \x01(\x0b\x32\x11.sec.v1.SucceededH\x00\x12 \n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x0e.sec.v1.FailedH\x00\x12\x31\n\x0f\x61ttempt_unknown\x18\x07 \x01(\x0b\x32\x16.sec.v1.AttemptUnknownH\x00\x12\x31\n\x0foutcome_unknown\x18\x08 \x01(\x0b\x32\x16.sec.v1.OutcomeUnknownH\x00\x12+\n\x0cundo_started\x18\t \x01(\x0b\x32\x13.sec.v1.UndoStartedH\x00\x12-\n\rundo_finished\x18\n \x01(\x0b\x32\x14.sec.v1.UndoFinishedH\x00\x12)\n\x0bundo_failed\x18\x0b \x01(\x0b\x32\x12.sec.v1.UndoFailedH\x00\x12+\n\x0cundo_skipped\x18\x0c \x01(\x0b\x32\x13.sec.v1.UndoSkippedH\x00\x12\x1c\n\x04\x64one\x18\r \x01(\x0b\x32\x0c.sec.v1.DoneH\x00\x12&\n\tcommanded\x18\x0e \x01(\x0b\x32\x11.sec.v1.CommandedH\x00\x12/\n\x0e\x62reakpoint_hit\x18\x0f \x01(\x0b\x32\x15.sec.v1.BreakpointHitH\x00\x12/\n\x0e\x61ttempt_failed\x18\x10 \x01(\x0b\x32\x15.sec.v1.AttemptFailedH\x00\x12\x31\n\x0f\x64\x65\x61\x64line_passed\x18\x11 \x01(\x0b\x32\x16.sec.v1.DeadlinePassedH\x00\x12 \n\x06pinned\x18\x12 \x01(\x0b\x32\x0e.sec.v1.PinnedH\x00\x42\x06\n\x04kind\"S\n\x07\x43reated\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x02 \x01(\t\x12\"\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x10.sec.v1.Deadline\" \n\x0eStartRequested\x12\x0e\n\x06\x64ue_us\x18\x01 \x01(\x03\"/\n\x0cOwnerChanged\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08sec_node\x18\x02 \x01(\t\"\'\n\x07Started\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x64ue_us\x18\x02 \x01(\x03\":\n\tSucceeded\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1f\n\x06output\x18\x02 \x01(\x0b\x32\x0f.sec.v1.Payload\"4\n\x06\x46\x61iled\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.sec.v1.Error\"|\n\x0e\x41ttemptUnknown\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05phase\x18\x02 \x01(\x0e\x32\r.sec.v1.Phase\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x1c\n\x05\x65rror\x18\x04 \x01(\x0b\x32\r.sec.v1.Error\x12\x0f\n\x07spent_s\x18\x05 \x01(\x01\"<\n\x0eOutcomeUnknown\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.sec.v1.Error\"\x1b\n\x0bUndoStarted\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x1c\n\x0cUndoFinished\x12\x0c\n\x04node\x18\x01 \x01(\t\"8\n\nUndoFailed\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x1c\n\x05\x65rror\x18\x02 \x01(\x0b\x32\r.sec.v1.Error\"+\n\x0bUndoSkipped\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"(\n\x04\x44one\x12 \n\x07outcome\x18\x01 \x01(\x0e\x32\x0f.sec.v1.Outcome\"^\n\tCommanded\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12 \n\x07\x63ommand\x18\x03 \x01(\x0b\x32\x0f.sec.v1.Command\x12\x0f\n\x07refused\x18\x04 \x01(\t\",\n\rBreakpointHit\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x08\"]\n\rAttemptFailed\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x1c\n\x05\x65rror\x18\x03 \x01(\x0b\x32\r.sec.v1.Error\x12\x0f\n\x07spent_s\x18\x04 \x01(\x01\"\x1e\n\x0e\x44\x65\x61\x64linePassed\x12\x0c\n\x04node\x18\x01 \x01(\t\"\'\n\x06Pinned\x12\x0e\n\x06\x61\x63tion\x18\x01 \x01(\t\x12\r\n\x05offer\x18\x02 \x01(\t*H\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_DONE\x10\x01\x12\x12\n\x0eOUTCOME_UNDONE\x10\x02\x42+\n\ndev.sec.v1P\x01Z\x1bsec.dev/protos/sec/v1;secv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,44 +35,46 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sec_protos.v1.records_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\ndev.sec.v1P\001Z\033sec.dev/protos/sec/v1;secv1'
-  _globals['_OUTCOME']._serialized_start=1945
-  _globals['_OUTCOME']._serialized_end=2017
+  _globals['_OUTCOME']._serialized_start=2020
+  _globals['_OUTCOME']._serialized_end=2092
   _globals['_RECORDBATCH']._serialized_start=101
   _globals['_RECORDBATCH']._serialized_end=195
   _globals['_RECORD']._serialized_start=198
-  _globals['_RECORD']._serialized_end=959
-  _globals['_CREATED']._serialized_start=961
-  _globals['_CREATED']._serialized_end=1044
-  _globals['_STARTREQUESTED']._serialized_start=1046
-  _globals['_STARTREQUESTED']._serialized_end=1078
-  _globals['_OWNERCHANGED']._serialized_start=1080
-  _globals['_OWNERCHANGED']._serialized_end=1127
-  _globals['_STARTED']._serialized_start=1129
-  _globals['_STARTED']._serialized_end=1168
-  _globals['_SUCCEEDED']._serialized_start=1170
-  _globals['_SUCCEEDED']._serialized_end=1228
-  _globals['_FAILED']._serialized_start=1230
-  _globals['_FAILED']._serialized_end=1282
-  _globals['_ATTEMPTUNKNOWN']._serialized_start=1284
-  _globals['_ATTEMPTUNKNOWN']._serialized_end=1408
-  _globals['_OUTCOMEUNKNOWN']._serialized_start=1410
-  _globals['_OUTCOMEUNKNOWN']._serialized_end=1470
-  _globals['_UNDOSTARTED']._serialized_start=1472
-  _globals['_UNDOSTARTED']._serialized_end=1499
-  _globals['_UNDOFINISHED']._serialized_start=1501
-  _globals['_UNDOFINISHED']._serialized_end=1529
-  _globals['_UNDOFAILED']._serialized_start=1531
-  _globals['_UNDOFAILED']._serialized_end=1587
-  _globals['_UNDOSKIPPED']._serialized_start=1589
-  _globals['_UNDOSKIPPED']._serialized_end=1632
-  _globals['_DONE']._serialized_start=1634
-  _globals['_DONE']._serialized_end=1674
-  _globals['_COMMANDED']._serialized_start=1676
-  _globals['_COMMANDED']._serialized_end=1770
-  _globals['_BREAKPOINTHIT']._serialized_start=1772
-  _globals['_BREAKPOINTHIT']._serialized_end=1816
-  _globals['_ATTEMPTFAILED']._serialized_start=1818
-  _globals['_ATTEMPTFAILED']._serialized_end=1911
-  _globals['_DEADLINEPASSED']._serialized_start=1913
-  _globals['_DEADLINEPASSED']._serialized_end=1943
+  _globals['_RECORD']._serialized_end=993
+  _globals['_CREATED']._serialized_start=995
+  _globals['_CREATED']._serialized_end=1078
+  _globals['_STARTREQUESTED']._serialized_start=1080
+  _globals['_STARTREQUESTED']._serialized_end=1112
+  _globals['_OWNERCHANGED']._serialized_start=1114
+  _globals['_OWNERCHANGED']._serialized_end=1161
+  _globals['_STARTED']._serialized_start=1163
+  _globals['_STARTED']._serialized_end=1202
+  _globals['_SUCCEEDED']._serialized_start=1204
+  _globals['_SUCCEEDED']._serialized_end=1262
+  _globals['_FAILED']._serialized_start=1264
+  _globals['_FAILED']._serialized_end=1316
+  _globals['_ATTEMPTUNKNOWN']._serialized_start=1318
+  _globals['_ATTEMPTUNKNOWN']._serialized_end=1442
+  _globals['_OUTCOMEUNKNOWN']._serialized_start=1444
+  _globals['_OUTCOMEUNKNOWN']._serialized_end=1504
+  _globals['_UNDOSTARTED']._serialized_start=1506
+  _globals['_UNDOSTARTED']._serialized_end=1533
+  _globals['_UNDOFINISHED']._serialized_start=1535
+  _globals['_UNDOFINISHED']._serialized_end=1563
+  _globals['_UNDOFAILED']._serialized_start=1565
+  _globals['_UNDOFAILED']._serialized_end=1621
+  _globals['_UNDOSKIPPED']._serialized_start=1623
+  _globals['_UNDOSKIPPED']._serialized_end=1666
+  _globals['_DONE']._serialized_start=1668
+  _globals['_DONE']._serialized_end=1708
+  _globals['_COMMANDED']._serialized_start=1710
+  _globals['_COMMANDED']._serialized_end=1804
+  _globals['_BREAKPOINTHIT']._serialized_start=1806
+  _globals['_BREAKPOINTHIT']._serialized_end=1850
+  _globals['_ATTEMPTFAILED']._serialized_start=1852
+  _globals['_ATTEMPTFAILED']._serialized_end=1945
+  _globals['_DEADLINEPASSED']._serialized_start=1947
+  _globals['_DEADLINEPASSED']._serialized_end=1977
+  _globals['_PINNED']._serialized_start=1979
+  _globals['_PINNED']._serialized_end=2018
 # @@protoc_insertion_point(module_scope)

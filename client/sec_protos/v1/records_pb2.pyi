@@ -103,6 +103,7 @@ class Record(_message.Message):
     BREAKPOINT_HIT_FIELD_NUMBER: _builtins.int
     ATTEMPT_FAILED_FIELD_NUMBER: _builtins.int
     DEADLINE_PASSED_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def created(self) -> Global___Created:
         """The saga exists. Always the first record and only the first."""
@@ -175,6 +176,10 @@ class Record(_message.Message):
         no return one that would fail the saga does nothing.
         """
 
+    @_builtins.property
+    def pinned(self) -> Global___Pinned:
+        """Which version of an action the saga calls, from here to its end. Durable before the first call."""
+
     def __init__(
         self,
         *,
@@ -195,12 +200,13 @@ class Record(_message.Message):
         breakpoint_hit: Global___BreakpointHit | None = ...,
         attempt_failed: Global___AttemptFailed | None = ...,
         deadline_passed: Global___DeadlinePassed | None = ...,
+        pinned: Global___Pinned | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "deadline_passed", b"deadline_passed", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "deadline_passed", b"deadline_passed", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "pinned", b"pinned", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "deadline_passed", b"deadline_passed", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_unknown", b"attempt_unknown", "breakpoint_hit", b"breakpoint_hit", "commanded", b"commanded", "created", b"created", "deadline_passed", b"deadline_passed", "done", b"done", "failed", b"failed", "kind", b"kind", "outcome_unknown", b"outcome_unknown", "owner_changed", b"owner_changed", "pinned", b"pinned", "start_requested", b"start_requested", "started", b"started", "succeeded", b"succeeded", "undo_failed", b"undo_failed", "undo_finished", b"undo_finished", "undo_skipped", b"undo_skipped", "undo_started", b"undo_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "start_requested", "owner_changed", "started", "succeeded", "failed", "attempt_unknown", "outcome_unknown", "undo_started", "undo_finished", "undo_failed", "undo_skipped", "done", "commanded", "breakpoint_hit", "attempt_failed", "deadline_passed"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["created", "start_requested", "owner_changed", "started", "succeeded", "failed", "attempt_unknown", "outcome_unknown", "undo_started", "undo_finished", "undo_failed", "undo_skipped", "done", "commanded", "breakpoint_hit", "attempt_failed", "deadline_passed", "pinned"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -612,3 +618,27 @@ class DeadlinePassed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeadlinePassed: _TypeAlias = DeadlinePassed  # noqa: Y015
+
+@_typing.final
+class Pinned(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    OFFER_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """As the definition asks for it, such as "charge" or "charge@2"."""
+    offer: _builtins.str
+    """As it is offered and called, such as "charge@2.1"."""
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        offer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "offer", b"offer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pinned: _TypeAlias = Pinned  # noqa: Y015
