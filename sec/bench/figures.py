@@ -23,7 +23,10 @@ class Figures:
     p99_ms: float
     p999_ms: float
     nodes: int = 0
+    """Of each cluster."""
     etcd: int = 0
+    """Members of each cluster's etcd."""
+    clusters: int = 1
     cpu_us: dict[str, float] = field(default_factory=dict)
     """By process: "sec-1", "etcd-1", "server", "client"."""
     memory_mib: dict[str, float] = field(default_factory=dict)
@@ -35,18 +38,24 @@ class Figures:
     """Actions/s as a part of what a stream carries."""
     of_etcd: float | None = None
     """The same of the records that etcd takes."""
+    floor_ms: float | None = None
+    """Of one saga alone: the commits and calls that must come one after the other, measured without an SEC node right before and after."""
     of_floor: float | None = None
-    """Of one saga alone: how many times its serial floor it takes."""
+    """How many times that it takes."""
 
     def cpu_of(self, kind: str) -> float | None:
         """Of all processes of a kind together."""
         found = [us for name, us in self.cpu_us.items() if name.split("-")[0] == kind]
         return sum(found) if found else None
 
+    @property
+    def _nodes(self) -> str:
+        return "-" if not self.nodes else str(self.nodes) if self.clusters == 1 else f"{self.clusters}x{self.nodes}"
+
     def __str__(self) -> str:
         memory = max((mib for name, mib in self.memory_mib.items() if name.startswith("sec-")), default=None)
         return (
-            f"{self.shape:10} {_cell(self.nodes or None, 5, 0)} {_cell(self.etcd or None, 4, 0)} {self.in_flight:>9} {self.sagas_per_s:>8.0f} "
+            f"{self.shape:10} {self._nodes:>5} {_cell(self.etcd or None, 4, 0)} {self.in_flight:>9} {self.sagas_per_s:>8.0f} "
             f"{self.actions_per_s:>9.0f} {self.p50_ms:>8.1f} {self.p99_ms:>8.1f} {self.p999_ms:>8.1f} "
             f"{_cell(self.cpu_of('sec'), 6, 0)} {_cell(self.cpu_of('server'), 6, 0)} {_cell(self.cpu_of('etcd'), 6, 0)} {_cell(self.cpu_of('client'), 6, 0)} "
             f"{_cell(memory, 5, 0)} {_cell(self.etcd_txns, 7, 3)} {_cell(self.etcd_bytes, 7, 0)} "
@@ -63,8 +72,7 @@ def told(limits: Limits) -> str:
     """The raw limits, as a line."""
     return (
         f"raw limits: etcd {limits.etcd_records_per_s:.0f} records/s, stream {limits.stream_items_per_s:.0f} items/s, "
-        f"unary {limits.unary_calls_per_s:.0f} calls/s, event loop {limits.loop_turns_per_s:.0f} turns/s; one alone: "
-        f"commit {1000 * limits.commit_s:.2f} ms, call {1000 * limits.call_s:.2f} ms, submit {1000 * limits.submit_s:.2f} ms"
+        f"unary {limits.unary_calls_per_s:.0f} calls/s, event loop {limits.loop_turns_per_s:.0f} turns/s"
     )
 
 

@@ -5,8 +5,10 @@ import contextlib
 import itertools
 import time
 import uuid
+import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 
 from sec_client import aio as sec_aio
 
@@ -19,8 +21,16 @@ WARM_UP_S = 2.0
 ROUND_TIMEOUT_S = 300.0
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A cluster that gets sagas: the addresses of its SEC nodes, and its etcd, if that may be watched."""
+
+    addresses: Sequence[str]
+    etcd_endpoints: Sequence[str] = ()
+
+
 class Ends:
-    """Tells when sagas have ended, by a watch of etcd: that costs the SEC nodes nothing."""
+    """Tells when sagas have ended, by a watch of each etcd: that costs the SEC nodes nothing."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, asyncio.Future[None]] = {}
@@ -53,29 +63,31 @@ class Ends:
 
 
 class Load:
-    """Sagas of a shape, submitted to SEC nodes. `took_s` has how long each took that ended since `begin_again`, in seconds."""
+    """Sagas of a shape, submitted to clusters: each to the one that the hash of its id says. `took_s` has how long each took that ended since `begin_again`, in seconds."""
 
-    def __init__(self, shape: Shape, payload_bytes: int, etcd_endpoints: Sequence[str] = ()) -> None:
-        """Ends are told by a watch of this etcd; without one the nodes are asked, by a call for each saga."""
+    def __init__(self, shape: Shape, payload_bytes: int, targets: Sequence[Target]) -> None:
+        """Ends are told by watches of etcd; where there is none to watch the nodes are asked, by a call for each saga."""
         self.took_s: list[float] = []
         self._shape = shape
         self._params = b"p" * payload_bytes
-        self._etcd_endpoints = etcd_endpoints
+        self._targets = targets
         self._ends = Ends()
         self._numbers = itertools.count()
         self._run = uuid.uuid4().hex[:8]
 
     @asynccontextmanager
-    async def running(self, addresses: Sequence[str], in_flight: int) -> AsyncIterator[None]:
-        """Keeps so many sagas in flight, of each address as many. What is in flight in the end is waited for. Raises `SagaError`."""
+    async def running(self, in_flight: int) -> AsyncIterator[None]:
+        """Keeps so many sagas in flight, of each address about as many. What is in flight in the end is waited for. Raises `SagaError`."""
         stop = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
-            if self._etcd_endpoints:
-                await stack.enter_async_context(self._ends.watching(self._etcd_endpoints))
-            clients = [await stack.enter_async_context(sec_aio.Client([address])) for address in addresses]
+            clients: list[list[sec_aio.Client]] = []
+            for target in self._targets:
+                if target.etcd_endpoints:
+                    await stack.enter_async_context(self._ends.watching(target.etcd_endpoints))
+                clients.append([await stack.enter_async_context(sec_aio.Client([address])) for address in target.addresses])
             async with asyncio.timeout(ROUND_TIMEOUT_S), asyncio.TaskGroup() as group:
-                for client in itertools.islice(itertools.cycle(clients), in_flight):
-                    group.create_task(self._keep_one(client, stop.is_set))
+                for turn in range(in_flight):
+                    group.create_task(self._keep_one(clients, turn, stop.is_set))
                 await asyncio.sleep(WARM_UP_S)
                 yield
                 stop.set()
@@ -84,10 +96,12 @@ class Load:
         """Forgets what was before."""
         self.took_s.clear()
 
-    async def _keep_one(self, client: sec_aio.Client, stopped: Callable[[], bool]) -> None:
+    async def _keep_one(self, clients: Sequence[Sequence[sec_aio.Client]], turn: int, stopped: Callable[[], bool]) -> None:
         while not stopped():
             saga_id = f"bench-{self._run}-{next(self._numbers)}"
-            end = self._ends.of(saga_id) if self._etcd_endpoints else None
+            cluster = zlib.crc32(saga_id.encode()) % len(clients)
+            client = clients[cluster][turn % len(clients[cluster])]
+            end = self._ends.of(saga_id) if self._targets[cluster].etcd_endpoints else None
             start = time.monotonic()
             await client.submit(self._shape.definition, saga_id=saga_id, params=self._params)
             if end is None:

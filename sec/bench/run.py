@@ -6,17 +6,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import grpc.aio
 from sec_client import aio as sec_aio
 
 from sec.bench.figures import Figures, quantile_ms
-from sec.bench.limits import Limits, measure
-from sec.bench.load import Load
-from sec.bench.shapes import STEP, Shape
+from sec.bench.limits import Limits, measure, measure_alone
+from sec.bench.load import Load, Target
+from sec.bench.server import COUNT
+from sec.bench.shapes import STEP, Alone, Shape
 from sec.bench.usage import EtcdCounts, cpu_of, memory_mib
 from sec.dev.cluster import DevCluster
 
@@ -40,90 +42,161 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Server:
+    """The action server, and where its echoes are."""
+
     process: "subprocess.Popen[str]"
-    echo_port: int
+    echo: str
+
+    async def ran(self) -> int:
+        """How many actions and undo actions it has run."""
+        async with grpc.aio.insecure_channel(self.echo) as channel:
+            count: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(COUNT)
+            return int.from_bytes(await count(b""), "big")
 
 
-async def on_running(options: Options, addresses: Sequence[str], listen: str) -> AsyncIterator[Figures]:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What of clusters that run already can be looked at from here: processes of this machine by name, and their etcd."""
+
+    pids: Mapping[str, int] = field(default_factory=dict)
+    etcd_endpoints: Sequence[str] = ()
+
+
+async def on_running(options: Options, addresses: Sequence[str], listen: str, seen: Seen) -> AsyncIterator[Figures]:
     """Rows for a cluster that runs. The action server, of ours, listens at an address at which its SEC nodes reach it. Raises `CannotMeasure`, `SagaError`."""
-    async with _action_server(options.payload_bytes, addresses, listen):
+    async with _action_server(options.payload_bytes, addresses, listen) as server:
         await _until_offered(addresses)
+        pids = {**seen.pids, "server": server.process.pid, "client": os.getpid()}
+        watched = _Watched([Target(addresses)], [server], pids, seen.etcd_endpoints)
         for shape in options.shapes:
             for in_flight in options.in_flight:
-                load = Load(shape, options.payload_bytes)
-                async with load.running(addresses, in_flight):
-                    seconds = await _measured(load, options.seconds)
-                    yield _figures(shape, in_flight, seconds, load.took_s)
+                yield await watched.row(options, shape, in_flight)
 
 
-async def on_own(options: Options, folder: Path, nodes: int, members: int) -> AsyncIterator[Limits | Figures]:
-    """The raw limits, and rows, of a cluster that is started for it, with data and logs in a folder. Raises `CannotMeasure`, `SagaError`, `EtcdNotStarted`, `NodeNotServing`."""
-    async with (
-        DevCluster(folder, nodes=nodes, etcd_size=members, extra=["--log-level=warning"]) as cluster,
-        _action_server(options.payload_bytes, cluster.addresses, "127.0.0.1:0") as server,
-    ):
-        await _until_offered(cluster.addresses)
-        limits = await measure(cluster.etcd_endpoints, f"127.0.0.1:{server.echo_port}", options.payload_bytes)
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Clusters that are started: how many, of how many SEC nodes and members of etcd each, and on how many cores each has to be (0: on all)."""
+
+    nodes: int
+    members: int
+    clusters: int = 1
+    cores: int = 0
+
+
+async def on_own(options: Options, folder: Path, own: Own) -> AsyncIterator[Limits | Figures]:
+    """The raw limits (those of the first one's etcd and action server), and rows, of clusters that are started for it, with data and logs in a folder.
+
+    Raises `CannotMeasure`, `SagaError`, `EtcdNotStarted`, `NodeNotServing`."""
+    async with contextlib.AsyncExitStack() as stack:
+        targets, servers, pids, endpoints = list[Target](), list[_Server](), {"client": os.getpid()}, list[str]()
+        for number in range(own.clusters):
+            with _on_cores(number, own):
+                cluster = DevCluster(
+                    folder / f"cluster-{number + 1}", nodes=own.nodes, etcd_size=own.members, extra=["--log-level=warning"]
+                )
+                await stack.enter_async_context(cluster)
+                server = await stack.enter_async_context(_action_server(options.payload_bytes, cluster.addresses, "127.0.0.1:0"))
+            await _until_offered(cluster.addresses)
+            targets.append(Target(cluster.addresses, cluster.etcd_endpoints))
+            servers.append(server)
+            endpoints += cluster.etcd_endpoints
+            suffix = f"-c{number + 1}" if own.clusters > 1 else ""
+            pids |= {name + suffix: pid for name, pid in _pids(cluster, server).items()}
+        limits = await measure(targets[0].etcd_endpoints, servers[0].echo, options.payload_bytes)
         yield limits
-        watched = _Watched(cluster, server)
+        watched = _Watched(targets, servers, pids, endpoints)
         for shape in options.shapes:
             for in_flight in options.in_flight:
-                yield await watched.row(options, shape, in_flight, limits)
+                row = await watched.row(options, shape, in_flight)
+                yield replace(
+                    row,
+                    nodes=own.nodes,
+                    etcd=own.members,
+                    clusters=own.clusters,
+                    of_stream=row.actions_per_s / limits.stream_items_per_s,
+                    of_etcd=row.actions_per_s / limits.etcd_records_per_s,
+                )
+
+
+def _pids(cluster: DevCluster, server: _Server) -> dict[str, int]:
+    assert cluster.etcd is not None, "the cluster has an etcd of its own"
+    found = {name: pid for name in cluster.names if (pid := cluster.pid(name))}
+    found |= {f"etcd-{n + 1}": pid for n in range(cluster.etcd.size) if (pid := cluster.etcd.pid(n))}
+    return found | {"server": server.process.pid}
+
+
+@contextlib.contextmanager
+def _on_cores(number: int, own: Own) -> Iterator[None]:
+    """What is started within runs on the cores of this cluster alone. Raises `CannotMeasure`."""
+    all_cores = sorted(os.sched_getaffinity(0))
+    if not own.cores:
+        yield
+        return
+    if own.clusters * own.cores > len(all_cores):
+        told = f"{own.clusters} clusters of {own.cores} cores each need {own.clusters * own.cores}, and there are {len(all_cores)}."
+        raise CannotMeasure(told)
+    os.sched_setaffinity(0, all_cores[number * own.cores : (number + 1) * own.cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, all_cores)
 
 
 class _Watched:
-    """A cluster whose processes and etcd are looked at while it is measured."""
+    """Clusters whose action servers, processes and etcd are looked at while they are measured, as far as there are some to look at."""
 
-    def __init__(self, cluster: DevCluster, server: _Server) -> None:
-        assert cluster.etcd is not None, "the cluster has an etcd of its own"
-        self._cluster = cluster
-        self._members = cluster.etcd.size
-        self._pids = {name: pid for name in cluster.names if (pid := cluster.pid(name))}
-        self._pids |= {f"etcd-{n + 1}": pid for n in range(self._members) if (pid := cluster.etcd.pid(n))}
-        self._pids |= {"server": server.process.pid, "client": os.getpid()}
+    def __init__(
+        self, targets: Sequence[Target], servers: Sequence[_Server], pids: Mapping[str, int], etcd_endpoints: Sequence[str]
+    ) -> None:
+        self._targets = targets
+        self._servers = servers
+        self._pids = pids
+        self._etcd_endpoints = etcd_endpoints
 
-    async def row(self, options: Options, shape: Shape, in_flight: int, limits: Limits) -> Figures:
-        load = Load(shape, options.payload_bytes, self._cluster.etcd_endpoints)
-        async with load.running(self._cluster.addresses, in_flight):
-            cpu, etcd = cpu_of(self._pids), await self._etcd()
-            seconds = await _measured(load, options.seconds)
-            took_s = list(load.took_s)
+    async def row(self, options: Options, shape: Shape, in_flight: int) -> Figures:
+        alone = in_flight == 1 and len(self._targets) == 1 and self._targets[0].etcd_endpoints
+        floor = await self._alone(options) if alone else None
+        load = Load(shape, options.payload_bytes, self._targets)
+        async with load.running(in_flight):
+            before, ran, cpu, etcd = time.monotonic(), await self._ran(), cpu_of(self._pids), await self._etcd()
+            load.begin_again()
+            await asyncio.sleep(options.seconds)
+            took_s, after, now_ran = sorted(load.took_s), time.monotonic(), await self._ran()
             cpu_after, etcd_after = cpu_of(self._pids), await self._etcd()
-            memory = {name: memory_mib(pid) for name, pid in self._pids.items()}
-        actions = max(1, len(took_s) * shape.calls)
-        row = _figures(shape, in_flight, seconds, took_s)
-        floor_s = shape.floor_s(limits.commit_s, limits.call_s, limits.submit_s)
-        return replace(
-            row,
-            nodes=len(self._cluster.names),
-            etcd=self._members,
+            memory = {name: memory_mib(pid) for name, pid in self._pids.items() if name in cpu_after}
+        if floor is not None:
+            floor = Alone.mean(floor, await self._alone(options))
+        seconds, actions = after - before, max(1, now_ran - ran)
+        p50_ms, p99_ms, p999_ms = (quantile_ms(took_s, share) for share in (0.5, 0.99, 0.999))
+        return Figures(
+            shape.name,
+            in_flight,
+            len(took_s) / seconds,
+            (now_ran - ran) / seconds,
+            p50_ms,
+            p99_ms,
+            p999_ms,
             cpu_us={name: 1e6 * (cpu_after[name] - cpu[name]) / actions for name in cpu_after},
             memory_mib=memory,
-            etcd_txns=(etcd_after.transactions - etcd.transactions) / actions,
-            etcd_bytes=(etcd_after.bytes_in - etcd.bytes_in) / actions,
-            of_stream=row.actions_per_s / limits.stream_items_per_s,
-            of_etcd=row.actions_per_s / limits.etcd_records_per_s,
-            of_floor=row.p50_ms / 1000 / floor_s if in_flight == 1 else None,
+            etcd_txns=None if etcd is None or etcd_after is None else (etcd_after.transactions - etcd.transactions) / actions,
+            etcd_bytes=None if etcd is None or etcd_after is None else (etcd_after.bytes_in - etcd.bytes_in) / actions,
+            floor_ms=None if floor is None else 1000 * shape.floor_s(floor),
+            of_floor=None if floor is None else p50_ms / (1000 * shape.floor_s(floor)),
         )
 
-    async def _etcd(self) -> EtcdCounts:
+    async def _alone(self, options: Options) -> Alone:
+        return await measure_alone(self._targets[0].etcd_endpoints, self._servers[0].echo, options.payload_bytes)
+
+    async def _ran(self) -> int:
+        """Actions and undo actions that the action servers have run."""
+        return sum([await server.ran() for server in self._servers])
+
+    async def _etcd(self) -> EtcdCounts | None:
         """Of all members together: each handles the calls of those who are connected to it."""
-        counts = [await asyncio.to_thread(EtcdCounts.read, endpoint) for endpoint in self._cluster.etcd_endpoints]
+        if not self._etcd_endpoints:
+            return None
+        counts = [await asyncio.to_thread(EtcdCounts.read, endpoint) for endpoint in self._etcd_endpoints]
         return EtcdCounts(sum(each.transactions for each in counts), sum(each.bytes_in for each in counts))
-
-
-async def _measured(load: Load, seconds: float) -> float:
-    """Lets a load run; how long it did."""
-    load.begin_again()
-    start = time.monotonic()
-    await asyncio.sleep(seconds)
-    return time.monotonic() - start
-
-
-def _figures(shape: Shape, in_flight: int, seconds: float, took_s: Sequence[float]) -> Figures:
-    times = sorted(took_s)
-    p50_ms, p99_ms, p999_ms = (quantile_ms(times, share) for share in (0.5, 0.99, 0.999))
-    return Figures(shape.name, in_flight, len(times) / seconds, len(times) * shape.calls / seconds, p50_ms, p99_ms, p999_ms)
 
 
 @asynccontextmanager
@@ -140,7 +213,7 @@ async def _action_server(payload_bytes: int, addresses: Sequence[str], listen: s
                 raise CannotMeasure(told) from None
             if not line:
                 raise CannotMeasure(f"The action server of the bench ended at its start, with status {process.wait()}.")
-            yield _Server(process, int(line.split()[1]))
+            yield _Server(process, f"127.0.0.1:{line.split()[1]}")
         finally:
             process.terminate()
 

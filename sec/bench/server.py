@@ -2,7 +2,8 @@
 
     python -m sec.bench.server PAYLOAD_BYTES SEC_ADDRESSES [LISTEN]
 
-It prints the ports of the two. The echoes are gRPC without anything else: a unary call, and a stream of messages with many items each.
+It prints the ports of the two. The echoes are gRPC without anything else: a unary call, and a stream of messages with many items each. Beside them it tells how many actions
+and undo actions it has run.
 """
 
 import asyncio
@@ -17,28 +18,39 @@ from sec_client.kit import ActionFailed, ActionServer, Call, MemoryStore
 
 from sec.bench.shapes import FAIL, STEP, WORK
 
-UNARY, STREAM = "/sec.bench.Echo/Unary", "/sec.bench.Echo/Stream"
+UNARY, STREAM, COUNT = "/sec.bench.Echo/Unary", "/sec.bench.Echo/Stream", "/sec.bench.Echo/Count"
+COUNT_BYTES = 8
 
 
-def action_server(payload_bytes: int) -> ActionServer:
+class Count:
+    """How many actions and undo actions were run: a saga that has not ended counts by what it has done."""
+
+    def __init__(self) -> None:
+        self.ran = 0
+
+
+def action_server(payload_bytes: int, count: Count) -> ActionServer:
     """What it offers. Outputs have `payload_bytes`."""
     server = ActionServer("bench", store=MemoryStore(), max_concurrency=100_000)
     output = b"x" * payload_bytes
 
     @server.action(WORK, undo=None)
     async def work(call: Call) -> bytes:
+        count.ran += 1
         return output
 
     @server.action(STEP)
     async def step(call: Call) -> bytes:
+        count.ran += 1
         return output
 
     @step.undo
     async def undo(call: Call) -> None:
-        pass
+        count.ran += 1
 
     @server.action(FAIL, undo=None)
     async def fail(call: Call) -> None:
+        count.ran += 1
         raise ActionFailed("It always does.")
 
     return server
@@ -53,11 +65,15 @@ async def _stream(messages: AsyncIterator[bytes], context: "grpc.aio.ServicerCon
         yield message
 
 
-async def _echoes() -> tuple[grpc.aio.Server, int]:
+async def _echoes(count: Count) -> tuple[grpc.aio.Server, int]:
+    async def ran(message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+        return count.ran.to_bytes(COUNT_BYTES, "big")
+
     server = grpc.aio.server()
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Unary": grpc.unary_unary_rpc_method_handler(_unary),
         "Stream": grpc.stream_stream_rpc_method_handler(_stream),
+        "Count": grpc.unary_unary_rpc_method_handler(ran),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("sec.bench.Echo", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -69,8 +85,9 @@ async def main() -> None:
     """Serves until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    server = action_server(int(sys.argv[1]))
-    echoes, echo_port = await _echoes()
+    count = Count()
+    server = action_server(int(sys.argv[1]), count)
+    echoes, echo_port = await _echoes(count)
     await server.start(sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1:0", sec=sys.argv[2])
     registering, stopping = asyncio.create_task(server.wait_registered()), asyncio.create_task(stop.wait())
     await asyncio.wait([registering, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,7 @@
 """`sec bench`: what it counts is what happens, and what it prints can be read by people and programs. How fast anything is stands in no test."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from sec_testing import SagaTester
 
 from sec.bench import run
 from sec.bench.figures import Figures, quantile_ms
-from sec.bench.server import action_server
-from sec.bench.shapes import shape
+from sec.bench.server import Count, action_server
+from sec.bench.shapes import Alone, shape
 from sec.cli import main as sec
 from sec.dev.cluster import DevCluster
 from sec.dev.etcd import EmbeddedEtcd
@@ -28,15 +29,17 @@ def invoke(*arguments: str) -> Result:
 @pytest.mark.parametrize("name", ["chain:1", "chain:5", "fan:20", "fail:1", "fail:5", "subs:1", "subs:3"])
 def test_a_shape_makes_the_calls_that_it_says(name: str) -> None:
     one = shape(name)
-    with SagaTester(action_server(10)) as sagas:
+    count = Count()
+    with SagaTester(action_server(10, count)) as sagas:
         run = sagas.run(one.definition, b"params")
-    assert len(run.calls) == one.calls
+    assert len(run.calls) == count.ran == one.calls
     assert run.undone == name.startswith("fail")
 
 
 def test_the_floor_is_what_must_come_one_after_the_other() -> None:
-    assert shape("chain:3").floor_s(commit_s=10, call_s=1, submit_s=0.5) == 4 * 10 + 3 * 1 + 0.5
-    assert shape("fan:20").floor_s(commit_s=10, call_s=1, submit_s=0) == 3 * 10 + 2 * 1
+    assert shape("chain:3").floor_s(Alone(submit_s=0.5, commit_s=10, call_s=1)) == 4 * 10 + 3 * 1 + 0.5
+    assert shape("fan:20").floor_s(Alone(submit_s=0, commit_s=10, call_s=1)) == 3 * 10 + 2 * 1
+    assert Alone.mean(Alone(1, 2, 3), Alone(3, 4, 9)) == Alone(2, 3, 6)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,9 @@ def test_the_floor_is_what_must_come_one_after_the_other() -> None:
         (["--shape", "chain:0"], "from 1 to 10,000"),
         (["--in-flight", "1,none"], '"1,none" is no list of numbers'),
         (["--nodes", "0"], '"0" is no list of numbers'),
+        (["--pid", "sec-1=none"], '"sec-1=none" names no process of this machine'),
+        (["--pid", f"sec-1={os.getpid()}"], "name these by --sec"),
+        (["--clusters", "2", "--cores", "1000"], "2 clusters of 1000 cores each need 2000"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(options: Sequence[str], sentence: str) -> None:
@@ -106,11 +112,27 @@ def test_a_cluster_of_its_own(tmp_path: Path) -> None:
     assert len(ended.output.splitlines()) == 2 + 1 + len(rows)
 
 
-def test_a_cluster_that_runs(etcd: EmbeddedEtcd, tmp_path: Path) -> None:
+def test_two_clusters_share_the_sagas(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    ended = invoke("--nodes=1", "--clusters=2", "--in-flight=8", "--shape=chain:2", "--seconds=0.5", f"--json={file}")
+    assert ended.exit_code == 0, ended.output
+    _, row = json.loads(file.read_text())
+    assert row["clusters"] == 2
+    assert set(row["cpu_us"]) == {"client", *(f"{name}-c{number}" for name in ("sec-1", "etcd-1", "server") for number in (1, 2))}
+    assert all(us > 0 for us in row["cpu_us"].values())
+    assert row["actions_per_s"] > row["sagas_per_s"] > 0
+    assert "2x1" in ended.output
+
+
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_a_cluster_that_runs(etcd: EmbeddedEtcd, tmp_path: Path, looked_at: bool) -> None:
     file = tmp_path / "figures.json"
     with DevCluster(tmp_path / "cluster", nodes=2, etcd_endpoints=etcd.endpoints, prefix="/bench-tests") as cluster:
-        ended = invoke("--sec", ",".join(cluster.addresses), "--in-flight=4", "--seconds=0.5", f"--json={file}")
+        look = [f"--pid=sec-{n + 1}={cluster.pid(name)}" for n, name in enumerate(cluster.names)] if looked_at else []
+        look += [f"--etcd-endpoints={','.join(etcd.endpoints)}"] if looked_at else []
+        ended = invoke("--sec", ",".join(cluster.addresses), "--in-flight=4", "--seconds=0.5", f"--json={file}", *look)
     assert ended.exit_code == 0, ended.output
     (row,) = json.loads(file.read_text())
     assert row["sagas_per_s"] > 0
-    assert row["etcd_txns"] is None
+    assert (row["etcd_txns"] is not None) == looked_at
+    assert set(row["cpu_us"]) == {"server", "client", *(("sec-1", "sec-2") if looked_at else ())}
