@@ -10,16 +10,16 @@ from dataclasses import dataclass
 import grpc.aio
 
 from sec.bench.server import STREAM, UNARY
-from sec.bench.shapes import Alone
+from sec.core.records import SagaId
 from sec.store.etcd import EtcdConfig, EtcdKv
-from sec.store.kv import Get, Put, Txn, absent, created_at
+from sec.store.keys import Keys
+from sec.store.kv import Delete, LeaseId, Op, Put, Txn, absent, created_at, prefix_end
 
 LIMIT_S = 1.0
 """How long each limit is measured."""
 RECORDS_PER_TXN, WRITERS = 100, 4
 ITEMS_PER_MESSAGE, MESSAGES_AT_ONCE = 32, 8
 CALLS_AT_ONCE = 64
-_OWNER = b"/bench/owner"
 ENVELOPE_BYTES = 100
 """What a record or a call has around its payload, about."""
 
@@ -47,28 +47,50 @@ async def measure(etcd_endpoints: Sequence[str], echo_address: str, payload_byte
         )
 
 
-async def measure_alone(etcd_endpoints: Sequence[str], echo_address: str, payload_bytes: int) -> Alone:
-    """Commits and calls in turns, as in a saga: each process has rested meanwhile, which makes it slower than one that is asked all the time."""
-    item, took = _item(payload_bytes), (list[float](), list[float](), list[float]())
+async def measure_floor(etcd_endpoints: Sequence[str], echo_address: str, payload_bytes: int, serial_calls: int) -> float:
+    """How long a saga takes at the least that is alone, in seconds: its submit, its commits and its calls, one after the other, made by nobody but this process. A median."""
+    took = list[float]()
     async with _raw(etcd_endpoints, echo_address) as (kv, channel):
-        await kv.txn(Txn(then=[Put(_OWNER, b"bench")]))
-        owned = created_at(_OWNER, (await kv.get(Get(_OWNER))).items[0].create_revision)
-        number = time.time_ns()
+        item, keys, lease = _item(payload_bytes), Keys("/bench"), await kv.lease_grant(60)
         submit, call = _unary(channel), _by_stream(channel, item)
-
-        async def commit() -> None:
-            nonlocal number
-            number += 1
-            key = b"/bench/alone/%d" % number
-            await kv.txn(Txn(then=[Txn([owned, absent(key)], [Put(key, item)])]))
-
         end = time.monotonic() + LIMIT_S
         while time.monotonic() < end:
-            for times, do in zip(took, (lambda: submit(item), commit, call), strict=True):
-                start = time.monotonic()
-                await do()
-                times.append(time.monotonic() - start)
-    return Alone(*map(statistics.median, took))
+            saga_id, start = SagaId(f"alone-{time.time_ns()}"), time.monotonic()
+            await submit(item)
+            epoch = (await kv.txn(_bundle(_begin(keys, saga_id, item, lease)))).revision
+            for number in range(serial_calls):
+                await call()
+                await kv.txn(_bundle(_append(keys, saga_id, epoch, number, item, ends=number == serial_calls - 1)))
+            took.append(time.monotonic() - start)
+        await kv.lease_revoke(lease)
+    return statistics.median(took)
+
+
+# The transactions of a saga, as `sec.store.sagas` makes them, in a prefix of their own.
+
+
+def _bundle(txn: Txn) -> Txn:
+    return Txn(then=[txn])
+
+
+def _begin(keys: Keys, saga_id: SagaId, item: bytes, lease: LeaseId) -> Txn:
+    puts = [
+        Put(keys.saga(saga_id), item),
+        Put(keys.log_batch(saga_id, 1), item[:ENVELOPE_BYTES]),
+        Put(keys.active(saga_id), item[:ENVELOPE_BYTES]),
+        Put(keys.owner(saga_id), b"bench", lease),
+    ]
+    return Txn([absent(keys.saga(saga_id)), absent(keys.definition("none"))], puts)
+
+
+def _append(keys: Keys, saga_id: SagaId, epoch: int, number: int, item: bytes, *, ends: bool) -> Txn:
+    log_key = keys.log_batch(saga_id, number + 2)
+    then: list[Op] = [Put(log_key, item)]
+    if ends:
+        left = keys.commands_of(saga_id)
+        then += [Delete(left, prefix_end(left)), Put(keys.ended(saga_id), item[:ENVELOPE_BYTES])]
+        then += [Delete(keys.active(saga_id)), Delete(keys.owner(saga_id))]
+    return Txn([created_at(keys.owner(saga_id), epoch), absent(log_key)], then)
 
 
 @asynccontextmanager

@@ -15,10 +15,10 @@ import grpc.aio
 from sec_client import aio as sec_aio
 
 from sec.bench.figures import Figures, quantile_ms
-from sec.bench.limits import Limits, measure, measure_alone
+from sec.bench.limits import Limits, measure, measure_floor
 from sec.bench.load import Load, Target
 from sec.bench.server import COUNT
-from sec.bench.shapes import STEP, Alone, Shape
+from sec.bench.shapes import STEP, Shape
 from sec.bench.usage import EtcdCounts, cpu_of, memory_mib
 from sec.dev.cluster import DevCluster
 
@@ -155,7 +155,7 @@ class _Watched:
 
     async def row(self, options: Options, shape: Shape, in_flight: int) -> Figures:
         alone = in_flight == 1 and len(self._targets) == 1 and self._targets[0].etcd_endpoints
-        floor = await self._alone(options) if alone else None
+        floor_s = await self._floor_s(options, shape) if alone else None
         load = Load(shape, options.payload_bytes, self._targets)
         async with load.running(in_flight):
             before, ran, cpu, etcd = time.monotonic(), await self._ran(), cpu_of(self._pids), await self._etcd()
@@ -164,8 +164,8 @@ class _Watched:
             took_s, after, now_ran = sorted(load.took_s), time.monotonic(), await self._ran()
             cpu_after, etcd_after = cpu_of(self._pids), await self._etcd()
             memory = {name: memory_mib(pid) for name, pid in self._pids.items() if name in cpu_after}
-        if floor is not None:
-            floor = Alone.mean(floor, await self._alone(options))
+        if floor_s is not None:
+            floor_s = (floor_s + await self._floor_s(options, shape)) / 2
         seconds, actions = after - before, max(1, now_ran - ran)
         p50_ms, p99_ms, p999_ms = (quantile_ms(took_s, share) for share in (0.5, 0.99, 0.999))
         return Figures(
@@ -180,12 +180,14 @@ class _Watched:
             memory_mib=memory,
             etcd_txns=None if etcd is None or etcd_after is None else (etcd_after.transactions - etcd.transactions) / actions,
             etcd_bytes=None if etcd is None or etcd_after is None else (etcd_after.bytes_in - etcd.bytes_in) / actions,
-            floor_ms=None if floor is None else 1000 * shape.floor_s(floor),
-            of_floor=None if floor is None else p50_ms / (1000 * shape.floor_s(floor)),
+            floor_ms=None if floor_s is None else 1000 * floor_s,
+            of_floor=None if floor_s is None else p50_ms / (1000 * floor_s),
         )
 
-    async def _alone(self, options: Options) -> Alone:
-        return await measure_alone(self._targets[0].etcd_endpoints, self._servers[0].echo, options.payload_bytes)
+    async def _floor_s(self, options: Options, shape: Shape) -> float:
+        return await measure_floor(
+            self._targets[0].etcd_endpoints, self._servers[0].echo, options.payload_bytes, shape.serial_calls
+        )
 
     async def _ran(self) -> int:
         """Actions and undo actions that the action servers have run."""

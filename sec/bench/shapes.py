@@ -10,23 +10,6 @@ MAX_SIZE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """How long each thing takes that a saga waits for, one after the other with nothing beside them: medians, in seconds."""
-
-    submit_s: float
-    """A unary call."""
-    commit_s: float
-    """A transaction with the compares of an append."""
-    call_s: float
-    """A message of a stream, and its answer."""
-
-    @staticmethod
-    def mean(one: "Alone", other: "Alone") -> "Alone":
-        """Of what was measured before something and behind it."""
-        return Alone((one.submit_s + other.submit_s) / 2, (one.commit_s + other.commit_s) / 2, (one.call_s + other.call_s) / 2)
-
-
-@dataclass(frozen=True, slots=True)
 class Shape:
     """`calls`: those that one saga makes, of actions and undo actions. `serial_calls`: those of them that must come one after the other; a saga needs one
     commit more than that."""
@@ -35,10 +18,6 @@ class Shape:
     definition: Definition
     calls: int
     serial_calls: int
-
-    def floor_s(self, alone: Alone) -> float:
-        """How long a saga alone takes at the least: its submit, its commits and its calls, one after the other, in seconds."""
-        return alone.submit_s + (self.serial_calls + 1) * alone.commit_s + self.serial_calls * alone.call_s
 
 
 def shape(text: str) -> Shape:
