@@ -45,7 +45,7 @@ class World:
         self._start = start
         self._stores = stores
         self._folder = TemporaryDirectory(prefix="sec-testing-", dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None)
-        atexit.register(self.close)  # it is kept until it is closed: its coroutines cannot be collected in any order
+        atexit.register(self._close_at_exit)  # it is kept until it is closed: its coroutines cannot be collected in any order
         self._waiting: list[asyncio.Event] = []
         self.changes = 0
         """Counts what has happened: records and answers."""
@@ -119,9 +119,13 @@ class World:
         finally:
             self._waiting.remove(changed)
 
+    def _close_at_exit(self) -> None:
+        with suppress(RuntimeError):  # there are no threads any more to close a database on, which goes with the process
+            self.close()
+
     def close(self) -> None:
         """Ends everything. What the action servers have in hand is cut off."""
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
         self.nodes.end()
         try:
             self.drive(self.servers.close())

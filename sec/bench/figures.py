@@ -17,6 +17,7 @@ class Figures:
 
     shape: str
     in_flight: int
+    """For each cluster."""
     sagas_per_s: float
     actions_per_s: float
     p50_ms: float

@@ -63,7 +63,8 @@ class Ends:
 
 
 class Load:
-    """Sagas of a shape, submitted to clusters: each to the one that the hash of its id says. `took_s` has how long each took that ended since `begin_again`, in seconds."""
+    """Sagas of a shape, submitted to clusters: each to the one that the hash of its id says. `took_s` has how long each took that ended since `begin_again`, in
+    seconds."""
 
     def __init__(self, shape: Shape, payload_bytes: int, targets: Sequence[Target]) -> None:
         """Ends are told by watches of etcd; where there is none to watch the nodes are asked, by a call for each saga."""
@@ -77,7 +78,7 @@ class Load:
 
     @asynccontextmanager
     async def running(self, in_flight: int) -> AsyncIterator[None]:
-        """Keeps so many sagas in flight, of each address about as many. What is in flight in the end is waited for. Raises `SagaError`."""
+        """Keeps so many sagas in flight for each cluster, of each address about as many. What is in flight in the end is waited for. Raises `SagaError`."""
         stop = asyncio.Event()
         async with contextlib.AsyncExitStack() as stack:
             clients: list[list[sec_aio.Client]] = []
@@ -86,8 +87,9 @@ class Load:
                     await stack.enter_async_context(self._ends.watching(target.etcd_endpoints))
                 clients.append([await stack.enter_async_context(sec_aio.Client([address])) for address in target.addresses])
             async with asyncio.timeout(ROUND_TIMEOUT_S), asyncio.TaskGroup() as group:
-                for turn in range(in_flight):
-                    group.create_task(self._keep_one(clients, turn, stop.is_set))
+                for cluster, each in enumerate(clients):
+                    for client in itertools.islice(itertools.cycle(each), in_flight):
+                        group.create_task(self._keep_one(cluster, client, stop.is_set))
                 await asyncio.sleep(WARM_UP_S)
                 yield
                 stop.set()
@@ -96,11 +98,14 @@ class Load:
         """Forgets what was before."""
         self.took_s.clear()
 
-    async def _keep_one(self, clients: Sequence[Sequence[sec_aio.Client]], turn: int, stopped: Callable[[], bool]) -> None:
+    def _id_for(self, cluster: int) -> str:
+        """The next id whose hash leads to this cluster, of which as many are to be in flight as of the others."""
+        ids = (f"bench-{self._run}-{number}" for number in self._numbers)
+        return next(saga_id for saga_id in ids if zlib.crc32(saga_id.encode()) % len(self._targets) == cluster)
+
+    async def _keep_one(self, cluster: int, client: sec_aio.Client, stopped: Callable[[], bool]) -> None:
         while not stopped():
-            saga_id = f"bench-{self._run}-{next(self._numbers)}"
-            cluster = zlib.crc32(saga_id.encode()) % len(clients)
-            client = clients[cluster][turn % len(clients[cluster])]
+            saga_id = self._id_for(cluster)
             end = self._ends.of(saga_id) if self._targets[cluster].etcd_endpoints else None
             start = time.monotonic()
             await client.submit(self._shape.definition, saga_id=saga_id, params=self._params)

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,13 +89,13 @@ async def on_own(options: Options, folder: Path, own: Own) -> AsyncIterator[Limi
     Raises `CannotMeasure`, `SagaError`, `EtcdNotStarted`, `NodeNotServing`."""
     async with contextlib.AsyncExitStack() as stack:
         targets, servers, pids, endpoints = list[Target](), list[_Server](), {"client": os.getpid()}, list[str]()
-        for number in range(own.clusters):
-            with _on_cores(number, own):
-                cluster = DevCluster(
-                    folder / f"cluster-{number + 1}", nodes=own.nodes, etcd_size=own.members, extra=["--log-level=warning"]
-                )
-                await stack.enter_async_context(cluster)
-                server = await stack.enter_async_context(_action_server(options.payload_bytes, cluster.addresses, "127.0.0.1:0"))
+        for number, cores in enumerate(_cores(own)):
+            cluster = DevCluster(
+                folder / f"cluster-{number + 1}", nodes=own.nodes, etcd_size=own.members, extra=["--log-level=warning"]
+            )
+            await stack.enter_async_context(cluster)
+            server = await stack.enter_async_context(_action_server(options.payload_bytes, cluster.addresses, "127.0.0.1:0"))
+            _pin(_pids(cluster, server).values(), cores)
             await _until_offered(cluster.addresses)
             targets.append(Target(cluster.addresses, cluster.etcd_endpoints))
             servers.append(server)
@@ -125,21 +125,20 @@ def _pids(cluster: DevCluster, server: _Server) -> dict[str, int]:
     return found | {"server": server.process.pid}
 
 
-@contextlib.contextmanager
-def _on_cores(number: int, own: Own) -> Iterator[None]:
-    """What is started within runs on the cores of this cluster alone. Raises `CannotMeasure`."""
-    all_cores = sorted(os.sched_getaffinity(0))
-    if not own.cores:
-        yield
-        return
-    if own.clusters * own.cores > len(all_cores):
-        told = f"{own.clusters} clusters of {own.cores} cores each need {own.clusters * own.cores}, and there are {len(all_cores)}."
+def _cores(own: Own) -> list[set[int]]:
+    """The cores of each cluster. Raises `CannotMeasure`."""
+    there, each = sorted(os.sched_getaffinity(0)), own.cores or len(os.sched_getaffinity(0))
+    if own.cores and own.clusters * each > len(there):
+        told = f"{own.clusters} clusters of {each} cores each need {own.clusters * each}, and there are {len(there)}."
         raise CannotMeasure(told)
-    os.sched_setaffinity(0, all_cores[number * own.cores : (number + 1) * own.cores])
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, all_cores)
+    return [set(there[number * own.cores :][:each]) for number in range(own.clusters)]
+
+
+def _pin(pids: Iterable[int], cores: set[int]) -> None:
+    """Lets processes run on these cores alone, with all of their threads, and those to come."""
+    for pid in pids:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), cores)
 
 
 class _Watched:

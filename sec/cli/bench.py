@@ -90,7 +90,9 @@ def _processes(context: click.Context, parameter: click.Parameter, values: tuple
     callback=_shapes,
     help="chain:N, fan:N (N beside each other and one behind), fail:N (a chain whose last action fails), subs:N (N subsagas beside each other, and one behind).",
 )
-@click.option("--in-flight", default="1,16,64,512", show_default=True, callback=_numbers, help="How many sagas at a time.")
+@click.option(
+    "--in-flight", default="1,16,64,512", show_default=True, callback=_numbers, help="How many sagas at a time, for each cluster."
+)
 @click.option(
     "--payload",
     default=200,

@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -402,6 +404,20 @@ def test_a_heartbeat_timeout_is_kept_by_reports(reports: bool, attempts: int) ->
         assert run.done is reports
         assert len(run.calls_of("disk")) == attempts
         assert {error.code for error in run.errors} == (set() if reports else {"no_heartbeat"})
+
+
+def test_one_that_was_never_closed_ends_with_its_program_without_a_word() -> None:
+    program = """
+from sec_client import Saga, action
+from sec_client.kit import ActionServer
+from sec_testing import SagaTester
+
+server = ActionServer("s")
+server.action("act", undo=None)(lambda call: "done")
+print(SagaTester(server).run(Saga("s").append(action("a", "act"))).output)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
 def test_sagas_call_the_versions_that_they_ask_for() -> None:
