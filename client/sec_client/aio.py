@@ -234,7 +234,11 @@ class Client:
                 pb.WatchSagaRequest(saga_id=saga_id, from_sequence=sequence), metadata=self._cluster.metadata
             )
             try:
-                while (answer := await asyncio.wait_for(stream.read(), _WATCH_IDLE_S)) is not grpc.aio.EOF:
+                while True:
+                    async with asyncio.timeout(_WATCH_IDLE_S):
+                        answer = await stream.read()
+                    if answer is grpc.aio.EOF:
+                        break
                     assert isinstance(answer, pb.WatchSagaResponse)
                     failing_since = None
                     pause.reset()

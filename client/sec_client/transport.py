@@ -175,6 +175,8 @@ class Cluster:
             attempt_s = ATTEMPT_TIMEOUT_S
         pause, tries, repeated, asked_for_s = Pause(), 0, False, 0.0
         last: SagaError | None = None
+        task = asyncio.current_task()
+        cancelled = 0 if task is None else task.cancelling()
         while True:
             endpoint = self.current()
             left_s = max(0.001, end - time.monotonic())
@@ -185,6 +187,8 @@ class Cluster:
                     metadata=(*self.metadata, *metadata),
                 )
             except grpc.aio.AioRpcError as e:
+                if task is not None and task.cancelling() > cancelled:  # gRPC tells the status that came at the same moment
+                    raise asyncio.CancelledError from None
                 error = from_rpc_error(e, address=endpoint.address, saga_id=saga_id)
                 error.repeated = repeated
                 if not worth_repeating(e):

@@ -137,7 +137,8 @@ class Coordinator(ClusterCalls):
                         return response
                 at_work = False
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), min(deadline - loop.time(), RECHECK_S))
+                    async with asyncio.timeout(min(deadline - loop.time(), RECHECK_S)):
+                        await event.wait()
         finally:
             self._settled.unsubscribe(saga_id, event)
 

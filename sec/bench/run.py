@@ -208,7 +208,8 @@ async def _action_server(payload_bytes: int, addresses: Sequence[str], listen: s
         try:
             assert process.stdout is not None
             try:
-                line = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), READY_S)
+                async with asyncio.timeout(READY_S):
+                    line = await asyncio.to_thread(process.stdout.readline)
             except TimeoutError:
                 told = f"The action server of the bench could not register itself at {', '.join(addresses)} within {READY_S:g} s. Do these SEC nodes run?"
                 raise CannotMeasure(told) from None

@@ -19,7 +19,7 @@ from sec.chaos.plan import ALL, CLIENT, ETCD, LEADER, ON_LINKS, OWNER, SERVERS, 
 from sec.core.records import SecNodeName
 from sec.dev.cluster import DevCluster, NodeNotServing
 from sec.dev.etcd import EtcdNotStarted
-from sec.dev.processes import free_ports, launch, pause
+from sec.dev.processes import free_ports, is_free, launch, log_tail, pause
 from sec.store.etcd import EtcdConfig, EtcdKv
 from sec.store.etcd.versions import sound
 from sec.store.keys import Keys
@@ -63,6 +63,16 @@ class ActionServers:
         command = [sys.executable, "-m", "sec.chaos.server", str(self._folder), name, str(port), str(front)]
         command.append(",".join(self._addresses))
         self._processes[name] = launch(command, self._logs / f"{name}.log")
+
+    def start_again(self) -> None:
+        """Has those that have ended listen on other ports, where somebody has taken theirs since they were chosen. Raises `CannotInject` for one that ended for another reason."""
+        for name in [name for name in self._processes if self.ended(name) is not None]:
+            if is_free(self._ports[name]):
+                raise CannotInject(
+                    f'The action server "{name}" has ended. The end of its log:\n{log_tail(self._logs / f"{name}.log")}'
+                )
+            (self._ports[name],) = free_ports(1)
+            self.start(name)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -168,7 +178,8 @@ class Injector:
 
     async def _lasting(self, lasts_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._calm.wait(), lasts_s)
+            async with asyncio.timeout(lasts_s):
+                await self._calm.wait()
 
     # between processes
 

@@ -221,14 +221,17 @@ class _Run:
             self._history.close()
 
     async def _until_offered(self) -> None:
+        address, known = "", ""
         try:
             async with asyncio.timeout(READY_S):
-                for address in self._cluster.addresses:
+                for address in self._cluster.addresses:  # told when the time is up
                     async with sec_aio.Client([address]) as client:
-                        while await _reachable(client) < len(SERVERS):  # noqa: ASYNC110 # another process sets no event
+                        while (known := await _known(client)).count("reachable") < len(SERVERS):
+                            self._servers.start_again()
                             await asyncio.sleep(0.05)
         except (TimeoutError, SagaError) as error:
-            raise CannotInject(f"The action servers are not known to every SEC node after {READY_S:g} s.") from error
+            told = f"The action servers are not known to the SEC node at {address} after {READY_S:g} s; it knows {known or 'none'}."
+            raise CannotInject(told) from error
 
     async def _chaos(self) -> None:
         """The plan; in the end all faults are healed and all commands are given."""
@@ -294,8 +297,10 @@ class _Run:
             await asyncio.sleep(LOOK_EVERY_S)
 
 
-async def _reachable(client: sec_aio.Client) -> int:
-    return sum(server.reachable for offered in await client.actions() for server in offered.servers)
+async def _known(client: sec_aio.Client) -> str:
+    """The action servers that a node knows, and how they are."""
+    servers = [server for offered in await client.actions() for server in offered.servers]
+    return ", ".join(f"{server.address} ({'reachable' if server.reachable else 'away'})" for server in servers)
 
 
 async def _at(at_s: float, doing: Coroutine[Any, Any, None]) -> None:

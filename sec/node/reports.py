@@ -114,7 +114,8 @@ class Reports:
                         del changed[key]
                     yield [Told(key, self._own.get(key)) for key in keys]
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._ended.wait(), TELL_INTERVAL_S)
+                        async with asyncio.timeout(TELL_INTERVAL_S):
+                            await self._ended.wait()
                 if not changed and not self._ended.is_set():
                     event.clear()
                     await event.wait()

@@ -109,7 +109,9 @@ class TestFailover:
                 await batch(watch)
                 for n, fault in enumerate((cluster.pause, cluster.resume, cluster.kill)):
                     fault(0)
-                    assert await kv.lease_keepalive(lease, timeout_s=5) == 60
+                    assert await kv.lease_keepalive(lease, timeout_s=20) == 60, (
+                        "within it the others elect a leader, if it was that"
+                    )
                     await put_until_done(kv, prefix + b"%d" % n)
                     found: set[bytes] = set()
                     while prefix + b"%d" % n not in found:

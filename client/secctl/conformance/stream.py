@@ -199,7 +199,8 @@ class StreamingServer(Server):
         if self._sending is None:
             self._sending = asyncio.create_task(self._send_all())
         try:
-            return await asyncio.wait_for(answer, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await answer
         except TimeoutError:
             return Status(grpc.StatusCode.DEADLINE_EXCEEDED, "there was no answer in time")
 

@@ -219,10 +219,15 @@ class Pool:
         raise known or KvUnavailable(problem)
 
     async def _attempt(self, what: str, member: Member, answer: Awaitable[T]) -> T:
+        task = asyncio.current_task()
+        cancelled = 0 if task is None else task.cancelling()
         try:
             return await answer
+        except grpc.aio.AioRpcError:
+            if task is not None and task.cancelling() > cancelled:  # gRPC tells the status that came at the same moment
+                raise asyncio.CancelledError from None
+            raise
         except asyncio.CancelledError:
-            task = asyncio.current_task()
             if not self._closed or (task is not None and task.cancelling()):
                 raise
             # Closing a channel cancels the calls on it: not our task, which must not believe it was told to stop.
