@@ -199,9 +199,11 @@ def _created(body: records_pb2.Created) -> Created:
 
 def batch_to_bytes(epoch: Epoch, writer: SecNodeName, time_us: int, records: tuple[Record, ...]) -> bytes:
     """What one append stores."""
-    batch = records_pb2.RecordBatch(epoch=epoch, writer=writer, time_us=time_us)
+    batch = records_pb2.RecordBatch()
+    batch.epoch, batch.writer, batch.time_us = epoch, writer, time_us
+    add = batch.records.add
     for record in records:
-        _fill(batch.records.add(), record)
+        _fill(add(), record)
     return batch.SerializeToString()
 
 

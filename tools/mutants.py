@@ -240,7 +240,7 @@ MUTANTS = [
     Mutant(
         "what cannot be undone is given up",
         "sec/core/decide.py",
-        "if phase is Phase.DO and self.state.graph.nodes[index].never_given_up:",
+        "if phase is _DO and self.state.graph.nodes[index].never_given_up:",
         "if False:",
     ),
     Mutant(

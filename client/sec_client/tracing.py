@@ -17,6 +17,7 @@ else:
 
 TRACEPARENT = "traceparent"
 """The W3C trace context, among the metadata of a call."""
+_NOTHING = nullcontext()
 _FORM = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
 
@@ -41,14 +42,14 @@ def trace_id_of(traceparent: str) -> str:
     return "" if found is None else found[1]
 
 
-def span(name: str, traceparent: str, fields: Mapping[str, str | int]) -> AbstractContextManager[object]:
-    """A span of a server, current within the `with`; an exception there makes it one that failed. Its parent is the span that is current already, be it of
+def span(traceparent: str, fields: Mapping[str, str | int]) -> AbstractContextManager[object]:
+    """A span of a server, named by the action and phase of a call, current within the `with`; an exception there makes it one that failed. Its parent is the span that is current already, be it of
     a middleware, and otherwise that of the trace context. `fields` become its attributes, with "sec." before their names."""
-    if not _installed:
-        return nullcontext()
+    if not _installed or (not traceparent and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)):
+        return _NOTHING  # nobody collects spans, and there is no trace to pass on
     parent = None
     if not trace.get_current_span().get_span_context().is_valid:
         parent = TraceContextTextMapPropagator().extract({TRACEPARENT: traceparent})
     attributes = {f"sec.{field}": value for field, value in fields.items() if field != "trace_id"}
-    tracer = trace.get_tracer("sec_client.kit")
+    tracer, name = trace.get_tracer("sec_client.kit"), f"{fields['action']} {fields['phase']}"
     return tracer.start_as_current_span(name, context=parent, kind=trace.SpanKind.SERVER, attributes=attributes)

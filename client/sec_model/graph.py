@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from sec_model.commands import NodePath
 from sec_model.definition import (
     ActionNode,
     ConstantNode,
@@ -68,7 +69,7 @@ class GraphNode:
     """
 
     index: int
-    path: str
+    path: NodePath
     label: str
     kind: NodeKind
     parents: tuple[int, ...]
@@ -355,7 +356,7 @@ class _Compiler:
         nodes = tuple(
             GraphNode(
                 index=i,
-                path=row.path,
+                path=NodePath(row.path),
                 label=row.label,
                 kind=row.kind,
                 parents=tuple(number[p] for p in row.parents),

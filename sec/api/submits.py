@@ -70,7 +70,9 @@ class Submits:
             try:
                 with self._node.door.write(subject("submit", saga), starts=not request.start_later):
                     common = self._common_of(saga, request, commons)
-                    return pb.SubmissionResult(submitted=await self._submit(saga, common, request, give_up, traceparent))
+                    result = pb.SubmissionResult()
+                    result.submitted.CopyFrom(await self._submit(saga, common, request, give_up, traceparent))
+                    return result
             except Exception as error:
                 if isinstance(error, Overloaded):
                     no_room.append(error)
@@ -139,7 +141,10 @@ class Submits:
             await self._store(common)
             submitted = await self._node.owner.submit(head, checked.graph, start=start, give_up=give_up)
         warned = common.missing if submitted.created or not start else ()
-        return pb.SubmitSagaResponse(saga_id=saga_id, created=submitted.created, warnings=[_warning(name) for name in warned])
+        response = pb.SubmitSagaResponse()
+        response.saga_id, response.created = saga_id, submitted.created
+        response.warnings.extend(_warning(name) for name in warned)
+        return response
 
     async def _store(self, common: _Common) -> None:
         """Has the definition stored, once for all who come at the same time."""

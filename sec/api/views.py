@@ -110,7 +110,7 @@ def _node_status(
     mishap = tries.last or next((m for m in reversed(state.mishaps) if m.node == node.path), None)
     if mishap is not None:
         status.error.CopyFrom(node_error(mishap, times_us[mishap.sequence]))
-    due = state.dues.get(NodePath(node.path))
+    due = state.dues.get(node.path)
     if due is not None:
         status.due_us = due.us
     if not omit_outputs and _has_output(state, node):

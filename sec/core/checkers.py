@@ -173,7 +173,7 @@ class Checker:
         if self.unwinding or self.ended:
             return []
         late = [path for path, (due_us, _) in self.dues.items() if due_us <= now_us]
-        return late + [NodePath(self.graph.nodes[n].path) for n in self.expired if self.status[n] == "waiting"]
+        return late + [self.graph.nodes[n].path for n in self.expired if self.status[n] == "waiting"]
 
     def _of_the_graph(self, record: Record) -> None:
         match record:
@@ -309,15 +309,15 @@ class Orders:
     """What operators have ordered, by the log alone, and whether it is kept."""
 
     def __init__(self, graph: Graph) -> None:
-        self.waits = frozenset(NodePath(n.path) for n in graph.nodes if not n.instant and n.action is None)
-        self.by_hand = frozenset(NodePath(n.path) for n in graph.nodes if n.action is not None and n.action.undo in _BY_HAND)
+        self.waits = frozenset(n.path for n in graph.nodes if not n.instant and n.action is None)
+        self.by_hand = frozenset(n.path for n in graph.nodes if n.action is not None and n.action.undo in _BY_HAND)
         self.ids: set[str] = set()
         self.paused = False
         self.steps = 0
         self.stepped: set[NodePath] = set()
         self.limit = 0
         self.breakpoints: set[tuple[NodePath, bool]] = {
-            (NodePath(n.path), False) for n in graph.nodes if n.action is not None and n.action.undo is UndoPolicy.CONFIRM
+            (n.path, False) for n in graph.nodes if n.action is not None and n.action.undo is UndoPolicy.CONFIRM
         }
         self.errors: set[tuple[NodePath, Phase]] = set()
         self.repeats: dict[tuple[NodePath, Phase], int] = {}

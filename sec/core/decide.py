@@ -60,7 +60,7 @@ from sec.core.retry import NextCall, next_call, next_call_of_many
 from sec.core.state import NO_TRIES, Mishap, Rehearsal, SagaState
 from sec.core.transitions import Course, Mark
 
-_RUNNING, _SUCCEEDED = Course.RUNNING, Mark.SUCCEEDED
+_RUNNING, _SUCCEEDED, _DO = Course.RUNNING, Mark.SUCCEEDED, Phase.DO
 """As in `sec.core.state`."""
 _NEVER_CALLED = Fault("The saga unwinds, and no action server could be reached for a call that was to be made again.", "unwinding")
 
@@ -436,7 +436,7 @@ class _Draft:
 
     def _next_call(self, index: int, phase: Phase, calls_made: int, spent_s: float, draw: float) -> NextCall | None:
         policy = self._policy(index, phase)
-        if phase is Phase.DO and self.state.graph.nodes[index].never_given_up:
+        if phase is _DO and self.state.graph.nodes[index].never_given_up:
             return next_call_of_many(policy, calls_made, draw)
         return next_call(policy, calls_made, spent_s, draw)
 
@@ -488,7 +488,7 @@ class _Draft:
     def _until_us(self, index: int, phase: Phase) -> int:
         """A call does not outlast the deadline of a node that is then given up."""
         due = self.state.dues.get(self._path(index))
-        return due.us if phase is Phase.DO and due is not None and due.then is OnDeadline.FAIL else 0
+        return due.us if phase is _DO and due is not None and due.then is OnDeadline.FAIL else 0
 
     def _is_forward_only(self, path: NodePath) -> bool:
         index = self.state.graph.by_path.get(path)
@@ -497,7 +497,7 @@ class _Draft:
     def _policy(self, index: int, phase: Phase) -> RetryPolicy:
         action = self.state.graph.nodes[index].action
         assert action is not None, "only actions are dispatched"
-        return action.retry if phase is Phase.DO else action.undo_retry
+        return action.retry if phase is _DO else action.undo_retry
 
     def _path(self, index: int) -> NodePath:
-        return NodePath(self.state.graph.nodes[index].path)
+        return self.state.graph.nodes[index].path

@@ -53,7 +53,7 @@ from sec.core.records import (
 from sec.core.transitions import NODE_TRANSITIONS, SAGA_ACCEPTS, SETTLED, Course, Mark
 
 _MISSING = object()
-_RUNNING, _UNWINDING = Course.RUNNING, Course.UNWINDING
+_RUNNING, _UNWINDING, _DO = Course.RUNNING, Course.UNWINDING, Phase.DO
 _STARTED, _UNDO_STARTED, _SUCCEEDED = Mark.STARTED, Mark.UNDO_STARTED, Mark.SUCCEEDED
 """Members that every record comes by: to look one up in its `Enum` takes longer than most of what is done with it."""
 
@@ -208,7 +208,7 @@ class SagaState:
                 self._set("definition_hash", definition_hash)
                 self._set("deadline", deadline)
                 if self.graph.confirmed:
-                    confirmed_first = frozenset((NodePath(self.graph.nodes[i].path), False) for i in self.graph.confirmed)
+                    confirmed_first = frozenset((self.graph.nodes[i].path, False) for i in self.graph.confirmed)
                     self._set("controls", Controls(breakpoints=confirmed_first))
                 self._set("course", Course.CREATED)
             case StartRequested(due_us):
@@ -444,7 +444,7 @@ class SagaState:
         if node.action is None:
             self._put(self.waiting, node.index, None)
         else:
-            self._put(self.in_flight, node.index, Phase.DO)
+            self._put(self.in_flight, node.index, _DO)
             asked = node.action.action
             if asked not in self.pins:  # it is called without a version, or there is one offer alone that fits
                 self._put(self.pins, asked, only_offer(asked) or asked)

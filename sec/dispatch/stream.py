@@ -39,6 +39,7 @@ MAX_BYTES = 1024 * 1024
 """Of the payloads of one message. A call that is larger is better made by itself: the others would wait for it."""
 
 _Stream = grpc.aio.StreamStreamCall[action_server_pb2.BatchRequest, action_server_pb2.BatchResponse]
+_DO = Phase.DO
 _STATUSES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -217,10 +218,11 @@ class CallStream:
                 size += payload_bytes(call)
                 if message.calls and size > MAX_BYTES:
                     break
-                batched = message.calls.add(id=waiting.number, timeout_s=call.timeout_s)
+                batched = message.calls.add()
+                batched.id, batched.timeout_s = waiting.number, call.timeout_s
                 if call.traceparent:
                     batched.traceparent = call.traceparent
-                fill_request(batched.do_request if call.phase is Phase.DO else batched.undo_request, call)
+                fill_request(batched.do_request if call.phase is _DO else batched.undo_request, call)
             self._outbox.popleft()
         return message
 
@@ -258,7 +260,7 @@ class CallStream:
         call = waiting.call
         answer: Answer
         kind = answered.WhichOneof("result")
-        if kind == "do_response" and call.phase is Phase.DO:
+        if kind == "do_response" and call.phase is _DO:
             answer = do_answer(answered.do_response, self._server, call, self._max_output_bytes)
         elif kind == "undo_response" and call.phase is Phase.UNDO:
             answer = undo_answer(answered.undo_response)

@@ -128,6 +128,10 @@ class _Stage(Enum):
     """What came of it is on its way through a step."""
 
 
+_PAUSING, _CALLING, _ANSWERED, _DO, _UNDO = _Stage.PAUSING, _Stage.CALLING, _Stage.ANSWERED, Phase.DO, Phase.UNDO
+"""As in `sec.core.state`."""
+
+
 class _InFlight(Struct):
     """A node of which something is under way: a dispatch, or what came of it."""
 
@@ -420,7 +424,7 @@ class SagaDriver:
             self._broken("A dispatch", error)
 
     def _dispatch(self, node: int, dispatch: Dispatch) -> None:
-        in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _Stage.PAUSING, dispatch, calls_left=dispatch.repeats)
+        in_flight = self._in_flight[node] = _InFlight(node, self._path(node), _PAUSING, dispatch, calls_left=dispatch.repeats)
         if dispatch.injected_error:
             fault = Fault("An operator had this call fail.", "injected")
             self._answered(in_flight, dispatch, fault, dispatch.spent_s)
@@ -447,7 +451,7 @@ class SagaDriver:
             return
         if not self._host.may_dispatch():
             return  # the session is as good as lost, and whoever looks after it closes this driver
-        in_flight.stage = _Stage.CALLING
+        in_flight.stage = _CALLING
         in_flight.began = self._loop.time()
         failpoints.reach("before_call")
         in_flight.pending = self._host.call(self._in_time(call, dispatch), partial(self._guarded, self._take_answer, in_flight))
@@ -514,8 +518,8 @@ class SagaDriver:
         return structs.replace(call, timeout_s=max(MIN_TIMEOUT_S, min(call.timeout_s, left_s)))
 
     def _answered(self, in_flight: _InFlight, dispatch: Dispatch, result: Payload | Fault | None, spent_s: float) -> None:
-        in_flight.stage = _Stage.ANSWERED
-        if dispatch.phase is Phase.UNDO:
+        in_flight.stage = _ANSWERED
+        if dispatch.phase is _UNDO:
             assert not isinstance(result, Payload)
             self.post(UndoAnswered(in_flight.path, result))
         else:
@@ -550,11 +554,11 @@ class SagaDriver:
         state = self.state
         node = state.graph.nodes[dispatch.node]
         assert node.action is not None, "only actions are dispatched"
-        policy = node.action.retry if dispatch.phase is Phase.DO else node.action.undo_retry
+        policy = node.action.retry if dispatch.phase is _DO else node.action.undo_retry
         return Call(
             saga_id=state.saga_id,
             saga_uid=state.uid,
-            node=NodePath(node.path),
+            node=node.path,
             action=state.pins[node.action.action],
             phase=dispatch.phase,
             idempotency_key=state.idempotency_key(dispatch.node),
@@ -563,12 +567,12 @@ class SagaDriver:
             sec_node=self._host.sec_node,
             params=self.head.params if node.params_of is None else state.output_of(node.params_of),
             inputs={name: state.output_of(index) for name, index in node.inputs},
-            output=state.outputs.get(dispatch.node) if dispatch.phase is Phase.UNDO else None,
+            output=state.outputs.get(dispatch.node) if dispatch.phase is _UNDO else None,
             timeout_s=dispatch.timeout_s,
             traceparent=self.head.traceparent,
-            cancelled=dispatch.phase is Phase.DO and state.course is not Course.RUNNING,
+            cancelled=dispatch.phase is _DO and state.course is not Course.RUNNING,
             heartbeat_timeout_s=policy.heartbeat_timeout_s or 0.0,
         )
 
     def _path(self, node: int) -> NodePath:
-        return NodePath(self.state.graph.nodes[node].path)
+        return self.state.graph.nodes[node].path

@@ -267,7 +267,7 @@ class Owner:
         with self._taking_on(wanted):
             failpoints.reach("before_claim")
             try:
-                claimed = await self._sagas.claim(wanted, Ownership(self._settings.name, session.lease), self._give_up(session))
+                claimed = await self._sagas.claim(wanted, Ownership(self._settings.name, session.lease), session.over)
             except KvError as error:
                 _log.warning("Could not claim %d sagas; the sweep will see to them: %s", len(wanted), error)
                 return 0
@@ -327,7 +327,7 @@ class Owner:
         self.unreadable[head.saga_id] = epoch
         summary = unreadable_summary(head, reason, self._clock_us())
         try:
-            await self._sagas.update_summary(head.saga_id, epoch, summary, self._give_up(session))
+            await self._sagas.update_summary(head.saga_id, epoch, summary, session.over)
         except (KvError, Fenced) as error:
             _log.warning('It could not be noted that saga "%s" cannot be read: %s', head.saga_id, error)
 
@@ -336,13 +336,9 @@ class Owner:
         if not sagas or not session.alive():
             return
         try:
-            await self._sagas.release(sagas, self._give_up(session))
+            await self._sagas.release(sagas, session.over)
         except KvError as error:
             _log.warning("Ownership could not be given up and goes with the session instead: %s", error)
-
-    @staticmethod
-    def _give_up(session: Session) -> GiveUp:
-        return lambda: not session.alive()
 
     def deliver(self, saga_id: SagaId, ordered: Ordered) -> None:
         """Hands a command to the driver of its saga, if that is here. Twice is once."""
@@ -356,7 +352,7 @@ class Owner:
 
     async def _drop_command(self, session: Session, saga_id: SagaId, command_id: str) -> None:
         try:
-            await self._sagas.drop_command(saga_id, command_id, self._give_up(session))
+            await self._sagas.drop_command(saga_id, command_id, session.over)
         except KvError as error:
             _log.warning('The command "%s" of saga "%s", long taken up, stays until the saga ends: %s', command_id, saga_id, error)
 
@@ -414,7 +410,7 @@ class Owner:
             written,
             summary=summary,
             ended=ready.course.ended,
-            give_up=self._give_up(session),
+            give_up=session.over,
             commands=commands,
             wanted=lambda: not driver.closed,
         )

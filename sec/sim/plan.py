@@ -174,7 +174,7 @@ def _saga(rng: Random, name: str) -> SagaPlan:
     plain = rng.random() < 0.6
     definition = random_definition(rng, rng.choice([2, 4, 4, 6]), plain=plain, palette=PALETTE)
     graph = compile_graph(definition)
-    actions = [n.path for n in graph.nodes if n.action is not None]
+    actions: list[str] = [n.path for n in graph.nodes if n.action is not None]
     forward = any(n.never_given_up for n in graph.nodes)  # there what fails is tried until it succeeds
     failing = {path: rng.choice([1, 2, 2 if forward else FOREVER]) for path in actions if rng.random() < 0.08}
     undo_failing = {path: rng.choice([1, FOREVER]) for path in actions if rng.random() < 0.06}
@@ -185,10 +185,10 @@ def _saga(rng: Random, name: str) -> SagaPlan:
 
 
 def _command(rng: Random, graph: Graph) -> Command:
-    path, phase = NodePath(rng.choice(graph.nodes).path), rng.choice(list(Phase))
+    path, phase = rng.choice(graph.nodes).path, rng.choice(list(Phase))
     signals = [n.path for n in graph.nodes if n.kind is NodeKind.SIGNAL]
     if signals and rng.random() < 0.3:
-        return Signal(NodePath(rng.choice(signals)), Payload.json(rng.randrange(100)))
+        return Signal(rng.choice(signals), Payload.json(rng.randrange(100)))
     commands: list[Command] = [
         Pause("Look at it."),
         Pause("Look at it."),

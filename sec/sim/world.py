@@ -18,7 +18,7 @@ from sec_protos.v1 import coordinator_pb2
 from sec.codec import entries_from_bytes
 from sec.core.checkers import Checker, Violated, check_all_or_none, check_settled
 from sec.core.errors import CorruptLog, SagaError
-from sec.core.records import Commanded, Epoch, LogEntry, NodePath, Phase, SagaId, SecNodeName
+from sec.core.records import Commanded, Epoch, LogEntry, Phase, SagaId, SecNodeName
 from sec.core.refusals import refusal
 from sec.core.state import SagaState, fold
 from sec.core.transitions import Course
@@ -511,12 +511,12 @@ class World:
         if state.controls.paused:
             command = Resume()
         elif state.undo_failed and plan.operator != "leaves":
-            path = NodePath(saga.graph.nodes[next(iter(state.undo_failed))].path)
+            path = saga.graph.nodes[next(iter(state.undo_failed))].path
             command = SkipUndo(path, "It is gone.") if plan.operator == "skips" else MarkUndone(path, "By hand.")
         elif state.undo_failed:
             return not state.in_flight
         elif signals := [n for n in state.waiting if saga.graph.nodes[n].timer is None and n not in state.signals]:
-            command = Signal(NodePath(saga.graph.nodes[signals[0]].path), _NO_PARAMS)
+            command = Signal(saga.graph.nodes[signals[0]].path, _NO_PARAMS)
         command_id = f"operator-{len(saga.log)}-{len(saga.asked)}"
         if command is not None and saga.asked <= state.commands:
             await self._ask(member, lambda: self._order(member, saga, command_id, command))

@@ -82,10 +82,6 @@ class Keys:
     def _heads(self) -> bytes:
         return self._shard("saga/")
 
-    @cached_property
-    def _logs(self) -> bytes:
-        return self._shard("log/")
-
     def saga(self, saga_id: SagaId) -> bytes:
         return self._heads + saga_id.encode()
 

@@ -92,6 +92,10 @@ class Relation(Enum):
     LESS = "<"
 
 
+_VERSION, _CREATE, _EQUAL = Target.VERSION, Target.CREATE, Relation.EQUAL
+"""To look one up in its `Enum` takes as long as to make a comparison."""
+
+
 class Compare(Struct, frozen=True, gc=False):
     """True when `target` of `key` stands in `relation` to `operand` (bytes for VALUE, an int otherwise)."""
 
@@ -103,17 +107,17 @@ class Compare(Struct, frozen=True, gc=False):
 
 def exists(key: bytes) -> Compare:
     """True when the key exists."""
-    return Compare(key, Target.VERSION, Relation.GREATER, 0)
+    return Compare(key, _VERSION, Relation.GREATER, 0)
 
 
 def absent(key: bytes) -> Compare:
     """True when the key does not exist."""
-    return Compare(key, Target.VERSION, Relation.EQUAL, 0)
+    return Compare(key, _VERSION, _EQUAL, 0)
 
 
 def created_at(key: bytes, revision: int) -> Compare:
     """True when the key exists and was created by the transaction with this revision: the fencing compare."""
-    return Compare(key, Target.CREATE, Relation.EQUAL, revision)
+    return Compare(key, _CREATE, _EQUAL, revision)
 
 
 class Get(Struct, frozen=True, gc=False):

@@ -15,7 +15,7 @@ from functools import partial
 from google.protobuf.message import DecodeError
 from msgspec import Struct
 from sec_model import Deadline, Payload
-from sec_model.codec import deadline_from_proto, deadline_to_proto, payload_from_proto, payload_to_proto
+from sec_model.codec import deadline_from_proto, deadline_to_proto, payload_from_proto
 from sec_protos.storage.v1 import storage_pb2
 from sec_protos.v1 import coordinator_pb2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential
@@ -548,16 +548,15 @@ def _index_entry(summary: Summary) -> bytes:
 
 
 def _head_to_bytes(head: SagaHead) -> bytes:
-    return storage_pb2.StoredSaga(
-        uid=head.uid,
-        name=head.name,
-        definition_hash=head.definition_hash,
-        params=payload_to_proto(head.params),
-        labels=head.labels,
-        created_us=head.created_us,
-        deadline=deadline_to_proto(head.deadline),
-        traceparent=head.traceparent,
-    ).SerializeToString(deterministic=True)
+    stored = storage_pb2.StoredSaga()
+    stored.uid, stored.name, stored.definition_hash = head.uid, head.name, head.definition_hash
+    stored.params.content_type, stored.params.data = head.params.content_type, head.params.data
+    stored.created_us, stored.traceparent = head.created_us, head.traceparent
+    if head.labels:
+        stored.labels.update(head.labels)
+    if (deadline := deadline_to_proto(head.deadline)) is not None:
+        stored.deadline.CopyFrom(deadline)
+    return stored.SerializeToString(deterministic=True)
 
 
 def _head_from_bytes(saga_id: SagaId, data: bytes) -> SagaHead:

@@ -80,6 +80,10 @@ class Session:
             return False
         return True
 
+    def over(self) -> bool:
+        """The opposite: it is no use to try any longer to write for this session."""
+        return not self.alive()
+
     def remaining_s(self) -> float:
         """How long the session is certain to hold without another renewal; 0 when it is lost."""
         return max(0.0, self._deadline - self._loop.time()) if self.alive() else 0.0

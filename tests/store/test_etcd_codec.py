@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sec.store.etcd.codec import txn_bytes
 from sec.store.etcd.wire import VARINT
-from sec.store.kv import Compare, Delete, Get, LeaseId, Put, Relation, Target, Txn, created_at
+from sec.store.kv import Compare, Delete, Get, LeaseId, Put, Relation, Target, Txn, absent, created_at
 
 KEYS = st.binary(min_size=1, max_size=40)
 VALUES = st.binary(max_size=200)
@@ -69,6 +69,11 @@ def test_what_is_laid_by_hand_has_no_unknown_fields() -> None:
     read = rpc.TxnRequest.FromString(txn_bytes(txn))
     read.DiscardUnknownFields()
     assert read == message(txn)
+
+
+def test_what_is_laid_by_hand_is_as_short_as_protobuf_makes_it() -> None:
+    step = Txn([created_at(b"owner", 300), absent(b"log")], [Put(b"log", b"records"), Delete(b"active"), Delete(b"a", b"b")])
+    assert txn_bytes(Txn(then=[step])) == message(Txn(then=[step])).SerializeToString()
 
 
 @pytest.mark.parametrize("size", [127, 128, 4_095, 4_096, 70_000, 3_000_000])

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, M
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from sec_model import Payload
@@ -153,12 +154,11 @@ class Call:
             "attempt": self.attempt,
         }
         """What log lines and spans say of the call."""
-        if trace_id := trace_id_of(traceparent):
+        if traceparent and (trace_id := trace_id_of(traceparent)):
             self.fields["trace_id"] = trace_id
-        self.log = _CallLog(logger, self.fields)
+        self._logger = logger
         self._clock = clock
         self._end = None if remaining_s is None else clock.monotonic() + remaining_s
-        self._deadline = None if remaining_s is None else clock.now() + timedelta(seconds=min(remaining_s, 1e9))
         self._cancellation = cancellation or Cancellation()
         self._progress = progress or Progress()
         self._store = store
@@ -183,10 +183,17 @@ class Call:
         """In an undo: the action is known to have taken effect, and `output` is its answer. False: it may have, in part or not at all."""
         return self.output_payload is not None
 
-    @property
+    @cached_property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Logs with the saga and the node before each message, and with what `CallFields` adds."""
+        return _CallLog(self._logger, self.fields)
+
+    @cached_property
     def deadline(self) -> datetime | None:
         """When the caller stops waiting for this delivery; None: never. What is answered later is stored, and answered to its next call."""
-        return self._deadline
+        if self._end is None:
+            return None
+        return self._clock.now() + timedelta(seconds=min(self._end - self._clock.monotonic(), 1e9))
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline, by the monotonic clock, not below 0; None: there is no deadline."""

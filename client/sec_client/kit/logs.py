@@ -1,8 +1,7 @@
 """Which call a line of the log belongs to."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -23,11 +22,16 @@ class CallFields(logging.Filter):
         return True
 
 
-@contextmanager
-def logged_as(fields: Mapping[str, Any]) -> Iterator[None]:
+class logged_as:  # noqa: N801 # used like a function
     """What `CallFields` adds, in this context and in what is copied of it: the threads of handlers, and tasks that they make."""
-    token = _fields.set(fields)
-    try:
-        yield
-    finally:
-        _fields.reset(token)
+
+    __slots__ = ("_fields", "_token")
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+
+    def __enter__(self) -> None:
+        self._token = _fields.set(self._fields)
+
+    def __exit__(self, *_: object) -> None:
+        _fields.reset(self._token)

@@ -13,8 +13,9 @@ An undo that brings the output of its do, of which nothing is known here, is run
 the store of another server.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 
 class Mark(StrEnum):
@@ -28,8 +29,7 @@ class Mark(StrEnum):
     UNDONE = "undone"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True, gc=False):
     """A mark with its answer, as bytes of a message of the contract.
 
     The answer of `FAILED` is its failure. That of any other mark is the output of the do; None where that is not known.
@@ -39,8 +39,7 @@ class Entry:
     answer: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Struct, frozen=True, gc=False):
     """The part of a call that the rules look at. `has_output`: an undo that says what its do answered."""
 
     key: str
@@ -50,34 +49,33 @@ class Delivery:
     has_output: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True, gc=False):
     """Call the handler; `output` is what the do answered, as far as the store knows. `first`: no handler was ever called with this key."""
 
     output: bytes | None = None
     first: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
+class Repeat(Struct, frozen=True, gc=False):
     """Answer what was answered before, or what follows from it: the handler is not called."""
 
     entry: Entry
 
 
-@dataclass(frozen=True, slots=True)
-class InDoubt:
+class InDoubt(Struct, frozen=True, gc=False):
     """A do whose undo has begun and has not finished. Whether anything of the effect is left is not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(Struct, frozen=True, gc=False):
     """The caller has been replaced: an owner with this higher epoch has called."""
 
     highest_epoch: int
 
 
 Verdict = Run | Repeat | InDoubt | Stale
+
+
+_FIRST = Run(first=True), Entry(Mark.BEGUN)
 
 
 def judge(entry: Entry | None, delivery: Delivery) -> tuple[Verdict, Entry | None]:
@@ -87,7 +85,7 @@ def judge(entry: Entry | None, delivery: Delivery) -> tuple[Verdict, Entry | Non
 
 def _judge_do(entry: Entry | None) -> tuple[Verdict, Entry | None]:
     if entry is None:
-        return Run(first=True), Entry(Mark.BEGUN)
+        return _FIRST
     match entry.mark:
         case Mark.BEGUN:
             return Run(), None

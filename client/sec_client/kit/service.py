@@ -7,16 +7,17 @@ behind the first delivery, and gets its answer. So the epoch is checked when a d
 
 import asyncio
 import contextvars
-import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from msgspec import Struct
 from sec_model import Payload
 from sec_model.codec import payload_to_proto
 from sec_model.schemas_codec import schemas_to_proto
@@ -31,7 +32,7 @@ from sec_client.kit.logs import logged_as
 from sec_client.kit.progress import Listener, Progress
 from sec_client.kit.rules import Delivery, Entry, InDoubt, Mark, Repeat, Run, Stale
 from sec_client.kit.store import Store, StoreError
-from sec_client.kit.typed import BadInput, plain
+from sec_client.kit.typed import BadInput, Signature, plain
 from sec_client.payloads import encode
 from sec_client.tracing import TRACEPARENT, span
 
@@ -49,23 +50,20 @@ Response = pb.DoResponse | pb.UndoResponse
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Struct, frozen=True, gc=False):
     """A delivery that ends without an answer: the gRPC status, and a sentence."""
 
     code: grpc.StatusCode
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(Struct, frozen=True, gc=False):
     """The action took effect (of an undo: nothing of it is left)."""
 
     payload: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True, gc=False):
     """The action has no effect (of an undo: it cannot be done)."""
 
     error: bytes
@@ -92,9 +90,12 @@ Middleware = Callable[[Incoming, Callable[[], Awaitable[Response | Status]]], Aw
 """What is around each delivery: gets it, and what delivers it; answers what that answers, or something else."""
 
 
+_NOTHING = nullcontext()
+
+
 def nothing_around(call: Call) -> AbstractContextManager[None]:
     """The default of `Around`."""
-    return nullcontext()
+    return _NOTHING
 
 
 class _Key:
@@ -173,13 +174,16 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         except Exception as e:
             self._logger.exception("saga %s node %s: the delivery ended in an error", message.call.saga_id, message.call.node)
             answer = Status(grpc.StatusCode.UNKNOWN, f"{type(e).__name__}: {e}"[:MAX_ERROR_CHARACTERS])
+        batched = pb.BatchedAnswer()  # filled in place: a message made of messages is slow to make
+        batched.id = call.id
         match answer:
             case pb.DoResponse():
-                return pb.BatchedAnswer(id=call.id, do_response=answer)
+                batched.do_response.CopyFrom(answer)
             case pb.UndoResponse():
-                return pb.BatchedAnswer(id=call.id, undo_response=answer)
+                batched.undo_response.CopyFrom(answer)
             case Status(code, text):
-                return pb.BatchedAnswer(id=call.id, status=pb.BatchedStatus(code=code.value[0], message=text))
+                batched.status.code, batched.status.message = code.value[0], text
+        return batched
 
     def _cancel(self, call: pb.BatchedCall) -> None:
         """Nobody wants the effect of this call any more. Its handler may be that of an earlier call with the same key, or not have begun."""
@@ -203,16 +207,18 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
     ) -> Response | Status:
         """Delivers a call and answers it. `remaining_s` is how long its caller waits (None: for ever); `batched`: the caller's task is ours to keep, and is
         not cancelled when the caller goes away. `heard` is told how far the action is."""
-
-        async def deliver() -> Response | Status:
-            answer = await self._deliver(message, remaining_s, metadata.get(TRACEPARENT, ""), detached=batched, heard=heard)
-            if isinstance(answer, Status):
-                return answer
-            return _undo_response(answer) if isinstance(message, pb.UndoRequest) else _do_response(answer)
-
         if self._middleware is None:
-            return await deliver()
-        return await self._middleware(Incoming(message, metadata, batched), deliver)
+            return await self._respond(message, remaining_s, metadata, batched, heard)
+        around = partial(self._respond, message, remaining_s, metadata, batched, heard)
+        return await self._middleware(Incoming(message, metadata, batched), around)
+
+    async def _respond(
+        self, message: Message, remaining_s: float | None, metadata: Mapping[str, str], batched: bool, heard: Listener | None
+    ) -> Response | Status:
+        answer = await self._deliver(message, remaining_s, metadata.get(TRACEPARENT, ""), detached=batched, heard=heard)
+        if isinstance(answer, Status):
+            return answer
+        return _undo_response(answer) if isinstance(message, pb.UndoRequest) else _do_response(answer)
 
     def end_streams(self) -> None:
         """Lets the streams end when what they have in hand is answered."""
@@ -261,7 +267,9 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
                 f'The action server "{self._server_name}" has {self._in_hand} calls in hand and takes no more.',
             )
         self._in_hand += 1
-        key = self._keys.setdefault(about.idempotency_key, _Key())
+        key = self._keys.get(about.idempotency_key)
+        if key is None:
+            key = self._keys[about.idempotency_key] = _Key()
         key.users += 1
         if about.cancelled:
             key.cancellation.set()
@@ -354,13 +362,13 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             if first and call.cancelled:
                 text = f'The saga does not want node "{call.node}" any more: the action was not begun.'
                 raise ActionFailed(text, code=CANCELLED_CODE)
-            handler = action.undo_handler if delivery.undo else action.do
-            arguments = _arguments(action, call, delivery, first=first)
+            handler, signature = (action.undo_handler, action.undo_signature) if delivery.undo else (action.do, action.do_signature)
+            arguments = _arguments(signature, call, delivery, first=first)
             value = None
             with self._around(call):
                 if handler is not None:
-                    with logged_as(call.fields), span(f"{call.action} {call.phase}", call.traceparent, call.fields):
-                        value = await self._invoke(handler, call, arguments)
+                    with logged_as(call.fields), span(call.traceparent, call.fields):
+                        value = await self._invoke(handler, call, arguments, on_the_loop=signature.is_async)
             output = b"" if delivery.undo else self._output(value)
             ended = True
             entry = Entry(Mark.UNDONE) if delivery.undo else Entry(Mark.DONE, output)
@@ -386,9 +394,9 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
             call.log.exception("the handler raised, so the outcome is not known")
             return Status(grpc.StatusCode.INTERNAL, f"{type(e).__name__}: {e}"[:MAX_ERROR_CHARACTERS])
 
-    async def _invoke(self, handler: Handler, call: Call, arguments: Mapping[str, Any]) -> Any:
+    async def _invoke(self, handler: Handler, call: Call, arguments: Mapping[str, Any], *, on_the_loop: bool) -> Any:
         try:
-            if inspect.iscoroutinefunction(handler):
+            if on_the_loop:
                 return await handler(call, **arguments)
             context, loop = contextvars.copy_context(), asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, lambda: context.run(_call_plain, handler, call, arguments))
@@ -408,14 +416,14 @@ class ActionService(action_server_pb2_grpc.ActionServerServicer):
         return payload_to_proto(payload).SerializeToString()
 
 
-def _arguments(action: Action, call: Call, delivery: Delivery, *, first: bool) -> dict[str, Any]:
+def _arguments(signature: Signature, call: Call, delivery: Delivery, *, first: bool) -> dict[str, Any]:
     """What the handler gets beside the call. Raises `ActionFailed` for what is not as annotated, where that is certain to have had no effect.
 
     It is not when an earlier call with this key, perhaps to an older version of this server, may have had the effect, and never in an undo, where a
     failure would say that the effect can never be taken back: both are unknown outcomes, which are called again, and heal when the server is mended.
     """
     try:
-        return (action.undo_signature if delivery.undo else action.do_signature).arguments(call)
+        return signature.arguments(call)
     except BadInput as e:
         if delivery.undo or not first:
             raise
@@ -458,11 +466,15 @@ def _failure(error: ActionFailed) -> bytes:
 
 
 def _do_response(answer: Output | Failure) -> pb.DoResponse:
+    response = pb.DoResponse()
     match answer:
         case Output(payload):
-            return pb.DoResponse(output=common_pb2.Payload.FromString(payload))
+            response.output.SetInParent()
+            response.output.ParseFromString(payload)
         case Failure(error):
-            return pb.DoResponse(failure=common_pb2.Error.FromString(error))
+            response.failure.SetInParent()
+            response.failure.ParseFromString(error)
+    return response
 
 
 def _undo_response(answer: Output | Failure) -> pb.UndoResponse:

@@ -1,7 +1,6 @@
 """The port behind which an action server keeps its marks, and the store for tests that keeps them in memory."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Protocol
 
 from sec_client.kit.rules import Delivery, Entry, Stale, Verdict, judge
@@ -50,6 +49,10 @@ class Store(Protocol):
         """Rolls the effects back. `in_use`: their handler may still be running; it must not be able to write any more."""
 
 
+_NOT_SHARED = nullcontext()
+"""What `hold` answers where no other process can see the store."""
+
+
 class MemoryStore:
     """Forgets everything with its process. For tests only: an action server that forgets cannot keep its obligations."""
 
@@ -63,9 +66,8 @@ class MemoryStore:
     async def close(self) -> None:
         pass
 
-    @asynccontextmanager
-    async def hold(self, key: str) -> AsyncIterator[None]:
-        yield
+    def hold(self, key: str) -> AbstractAsyncContextManager[None]:
+        return _NOT_SHARED
 
     async def remember_epoch(self, saga_uid: str, epoch: int) -> int:
         highest = self._epochs[saga_uid] = max(epoch, self._epochs.get(saga_uid, epoch))

@@ -60,6 +60,8 @@ class Signature:
     def __init__(self, handler: Callable[..., Any], *, undo: bool) -> None:
         """Raises `ValueError` for a parameter that cannot be given, or whose type cannot be decoded."""
         self.parameters: dict[str, Parameter] = {}
+        self.is_async = inspect.iscoroutinefunction(handler)
+        """It is called on the event loop, and not on a thread."""
         self._undo = undo
         given = _further(handler)
         hints = _hints(handler) if given else {}

@@ -15,7 +15,6 @@ from sec.store.kv import (
     Get,
     GetResult,
     KeyValue,
-    LeaseId,
     Op,
     OpResult,
     Put,
@@ -62,11 +61,13 @@ _OPERAND = {
     Target.VALUE: tag(7),
 }
 _HOW = {
-    (target, relation): tag(1, counted=True) + VARINT[result] + tag(2, counted=True) + VARINT[variant] + tag(3)
+    (target, relation): (tag(1, counted=True) + VARINT[result] if result else b"")
+    + (tag(2, counted=True) + VARINT[variant] if variant else b"")
+    + tag(3)
     for target, variant in _VARIANTS.items()
     for relation, result in _RELATIONS.items()
 }
-"""What stands in a comparison before its key."""
+"""What stands in a comparison before its key. As protobuf has it, a field that is 0 is left out."""
 _RANGE, _PUT, _DELETE, _TXN = tag(1), tag(2), tag(3), tag(4)
 _KEY = tag(1)
 _VALUE, _LEASE = tag(2), tag(3, counted=True)
@@ -75,17 +76,17 @@ _RANGE_END = tag(2)
 
 def txn_bytes(txn: Txn) -> bytes:
     """The `TxnRequest` of a transaction."""
-    data = b""
+    parts: list[bytes] = []
     for compare in txn.compares:
         part = _compare_bytes(compare)
-        data += _COMPARE + VARINT[len(part)] + part
+        parts += (_COMPARE, VARINT[len(part)], part)
     for op in txn.then:
         part = _op_bytes(op)
-        data += _SUCCESS + VARINT[len(part)] + part
+        parts += (_SUCCESS, VARINT[len(part)], part)
     for op in txn.otherwise:
         part = _op_bytes(op)
-        data += _FAILURE + VARINT[len(part)] + part
-    return data
+        parts += (_FAILURE, VARINT[len(part)], part)
+    return b"".join(parts)
 
 
 def _compare_bytes(compare: Compare) -> bytes:
@@ -98,7 +99,7 @@ def _op_bytes(op: Op) -> bytes:
     match op:
         case Put():
             key, value = op.key, op.value
-            body = _KEY + VARINT[len(key)] + key + _VALUE + VARINT[len(value)] + value
+            body = b"".join((_KEY, VARINT[len(key)], key, _VALUE, VARINT[len(value)], value))
             if op.lease:
                 body += _LEASE + VARINT[op.lease]
             return _PUT + VARINT[len(body)] + body
@@ -106,8 +107,10 @@ def _op_bytes(op: Op) -> bytes:
             body = txn_bytes(op)
             return _TXN + VARINT[len(body)] + body
         case Delete():
-            key, range_end = op.key, op.range_end or b""
-            body = _KEY + VARINT[len(key)] + key + _RANGE_END + VARINT[len(range_end)] + range_end
+            key, range_end = op.key, op.range_end
+            body = _KEY + VARINT[len(key)] + key
+            if range_end:
+                body += _RANGE_END + VARINT[len(range_end)] + range_end
             return _DELETE + VARINT[len(body)] + body
         case Get():
             body = bytes(range_request(op).SerializeToString())
@@ -117,32 +120,31 @@ def _op_bytes(op: Op) -> bytes:
 
 
 def txn_result(txn: Txn, answer: Any) -> TxnResult:
-    return _txn_result(txn, answer, Revision(answer.header.revision))
-
-
-def _txn_result(txn: Txn, answer: Any, revision: Revision) -> TxnResult:
     # etcd fills in the revision of the outermost transaction only; the nested ones happen at the same.
+    revision = Revision(answer.header.revision)
+    return _txn_result(txn, answer, TxnResult(True, revision, (PutResult(revision),)))
+
+
+def _txn_result(txn: Txn, answer: Any, put: TxnResult) -> TxnResult:
+    """`put` is the result of one that has put one key: so are most, and all at one revision are alike."""
     succeeded = answer.succeeded
     ops: Sequence[Op] = txn.then if succeeded else txn.otherwise
-    put = PutResult(revision)
-    if len(ops) == 1 and type(ops[0]) is Put:  # most are: its answer says nothing more
-        return TxnResult(succeeded, revision, (put,))
-    results = [
-        put if type(op) is Put else _op_result(op, response, revision) for op, response in zip(ops, answer.responses, strict=True)
-    ]
-    return TxnResult(succeeded, revision, tuple(results))
+    if succeeded and len(ops) == 1 and type(ops[0]) is Put:
+        return put
+    results = [_op_result(op, response, put) for op, response in zip(ops, answer.responses, strict=True)]
+    return TxnResult(succeeded, put.revision, tuple(results))
 
 
-def _op_result(op: Op, response: Any, revision: Revision) -> OpResult:
+def _op_result(op: Op, response: Any, put: TxnResult) -> OpResult:
     match op:
         case Txn():
-            return _txn_result(op, response.response_txn, revision)
+            return _txn_result(op, response.response_txn, put)
+        case Put():
+            return put.results[0]
         case Delete():
-            return DeleteResult(revision, response.response_delete_range.deleted)
+            return DeleteResult(put.revision, response.response_delete_range.deleted)
         case Get():
             return get_result(response.response_range)
-        case Put():
-            return PutResult(revision)
         case _:
             assert_never(op)
 
@@ -152,7 +154,7 @@ def get_result(answer: Any) -> GetResult:
 
 
 def key_value(kv: Any) -> KeyValue:
-    return KeyValue(kv.key, kv.value, Revision(kv.create_revision), Revision(kv.mod_revision), kv.version, LeaseId(kv.lease))
+    return KeyValue(kv.key, kv.value, kv.create_revision, kv.mod_revision, kv.version, kv.lease)
 
 
 def events(messages: Iterable[Any], at_least: int) -> tuple[Event, ...]:
@@ -161,9 +163,10 @@ def events(messages: Iterable[Any], at_least: int) -> tuple[Event, ...]:
     for message in messages:
         kv = message.kv
         if kv.mod_revision >= at_least:
-            kind = EventKind.DELETE if message.type == _DELETED else EventKind.PUT
+            kind = _DELETE_EVENT if message.type == _DELETED else _PUT_EVENT
             found.append(Event(kind, key_value(kv), key_value(message.prev_kv) if message.HasField("prev_kv") else None))
     return tuple(found)
 
 
 _DELETED = rpc.Event.DELETE
+_PUT_EVENT, _DELETE_EVENT = EventKind.PUT, EventKind.DELETE
