@@ -26,7 +26,7 @@ from sec_client import decode
 from sec_client.errors import SagaError, SagaNotFound, WaitTimeout, WrongState, damaged_log, from_rpc_error
 from sec_client.ids import new_saga_id
 from sec_client.payloads import encode
-from sec_client.submissions import Submission, submit_many
+from sec_client.submissions import KnownDefinitions, Submission, submit_many
 from sec_client.together import Submits
 from sec_client.transport import DEFAULT_TIMEOUT_S, Cluster, Metadata, Pause, Tls, worth_repeating
 from sec_client.views import (
@@ -66,7 +66,8 @@ class Client:
 
     def _talk_to(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._submits = Submits(cluster)
+        self._definitions = KnownDefinitions()
+        self._submits = Submits(cluster, self._definitions)
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,7 +110,7 @@ class Client:
         sent again, to other SEC nodes first, for the client's `timeout_s` with each call; when no SEC node can be had all that time, what has
         not been sent is not tried any more and gets that error too. Raises only `TypeError` and `ValueError`, for params that JSON cannot say, before anything is sent.
         """
-        return await submit_many(self._cluster, submissions, start=start, require_actions=require_actions)
+        return await submit_many(self._cluster, self._definitions, submissions, start=start, require_actions=require_actions)
 
     async def start(self, saga_id: str) -> None:
         """Starts a saga that was submitted with `start=False`. Raises `WrongState` when it has been started or has ended."""

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -27,6 +28,8 @@ MAX_SAGAS = 500
 MAX_DEFINITIONS = 100
 MAX_BYTES = 4 * 1024 * 1024
 """Of one call, about: half of what an SEC node takes."""
+MAX_KNOWN = 100
+"""Definitions that a client keeps."""
 ATTEMPT_S = 10.0
 """For one try, be there other SEC nodes or not: many sagas take longer than one."""
 _SINGLY_AT_ONCE = 32
@@ -77,10 +80,10 @@ def params_to_proto(params: Any) -> Any:
 
 
 async def submit_many(
-    cluster: Cluster, submissions: Iterable[Submission], *, start: bool, require_actions: bool
+    cluster: Cluster, known: "KnownDefinitions", submissions: Iterable[Submission], *, start: bool, require_actions: bool
 ) -> Sequence[SubmitResult | SagaError]:
     """See `sec_client.aio.Client.submit_many`."""
-    definitions = Definitions()
+    definitions = Definitions(known)
     sent = [definitions.encode(each) for each in submissions]
     await send_many(cluster, sent, pb.SubmitSagasRequest(start_later=not start, require_actions=require_actions))
     results = []
@@ -117,40 +120,64 @@ async def send_one(cluster: Cluster, sent: Sent, terms: pb.SubmitSagasRequest) -
     return _submitted(answer, sent)
 
 
-class Definitions:
-    """The definitions of sagas that are sent together. Each is checked once, however many sagas share it."""
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A definition as it is sent, and its bytes, or the rule that it breaks."""
+
+    message: definition_pb2.SagaDefinition | InvalidDefinition
+    data: bytes = b""
+
+
+class KnownDefinitions:
+    """The definitions that a client has submitted last, checked and encoded once. By identity, since they never change; a `Saga` may, and is not kept."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Definition | Saga, definition_pb2.SagaDefinition | InvalidDefinition]] = {}
+        self._encoded: OrderedDict[int, tuple[Definition, _Encoded]] = OrderedDict()
+
+    def encoded(self, given: Definition | Saga) -> _Encoded:
+        if isinstance(given, Saga):
+            return _encode(given)
+        if id(given) not in self._encoded:
+            self._encoded[id(given)] = given, _encode(given)  # with what it is of, so that no other has its id
+            if len(self._encoded) > MAX_KNOWN:
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(id(given))
+        return self._encoded[id(given)][1]
+
+
+class Definitions:
+    """The definitions of sagas that are sent together. Each is sent once, however many sagas share it."""
+
+    def __init__(self, known: KnownDefinitions) -> None:
+        self._known = known
+        self._given: dict[int, tuple[Definition | Saga, _Encoded]] = {}
         self._equal: dict[bytes, definition_pb2.SagaDefinition] = {}
 
     def encode(self, submission: Submission) -> Sent:
         """What is to be sent. It has a result already when its definition is not valid. Raises `TypeError` and `ValueError`."""
-        known, given = self._known, submission.definition
-        if id(given) not in known:
-            known[id(given)] = given, _definition(given, self._equal)  # kept, so that no other has its id
-        definition = known[id(given)][1]
+        given = submission.definition
+        if id(given) not in self._given:
+            self._given[id(given)] = given, self._known.encoded(given)
+        encoded = self._given[id(given)][1]
         saga = pb.SagaSubmission(
             saga_id=submission.saga_id or new_saga_id(),
             params=params_to_proto(submission.params),
-            labels=submission.labels or {},
+            labels=submission.labels or None,
             deadline=deadline_to_proto(deadline_of(submission.deadline)),
         )
-        if isinstance(definition, InvalidDefinition):
-            refused = copy.copy(definition)
+        if isinstance(encoded.message, InvalidDefinition):
+            refused = copy.copy(encoded.message)
             refused.saga_id = saga.saga_id
             return Sent(saga, definition_pb2.SagaDefinition(), 0, refused)
-        return Sent(saga, definition, saga.ByteSize())
+        return Sent(saga, self._equal.setdefault(encoded.data, encoded.message), saga.ByteSize())
 
 
-def _definition(
-    definition: Definition | Saga, equal: dict[bytes, definition_pb2.SagaDefinition]
-) -> definition_pb2.SagaDefinition | InvalidDefinition:
+def _encode(definition: Definition | Saga) -> _Encoded:
     try:
         message = definition_to_proto(checked(definition))
     except InvalidDefinition as error:
-        return error
-    return equal.setdefault(message.SerializeToString(deterministic=True), message)
+        return _Encoded(error.with_traceback(None))
+    return _Encoded(message, message.SerializeToString(deterministic=True))
 
 
 def _parts(sent: Sequence[Sent]) -> Iterator[list[Sent]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sec_protos.v1 import coordinator_pb2 as pb
 
 from sec_client.errors import SagaError
-from sec_client.submissions import Definitions, Sent, Submission, send_many, send_one
+from sec_client.submissions import Definitions, KnownDefinitions, Sent, Submission, send_many, send_one
 from sec_client.tracing import current_metadata
 from sec_client.transport import Cluster, Metadata
 from sec_client.views import SubmitResult
@@ -20,22 +20,23 @@ _Waiting = tuple[Sent, "asyncio.Future[SubmitResult]"]
 class _Turn:
     """What is submitted in one turn of the event loop."""
 
-    definitions: Definitions = field(default_factory=Definitions)
+    definitions: Definitions
     waiting: list[_Waiting] = field(default_factory=list)
 
 
 class Submits:
     """Those of one client."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, known: KnownDefinitions) -> None:
         self._cluster = cluster
+        self._known = known
         self._turns: dict[_Terms, _Turn] = {}
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def submit(self, submission: Submission, *, start: bool, require_actions: bool) -> SubmitResult:
         """See `sec_client.aio.Client.submit`."""
         loop, terms = asyncio.get_running_loop(), (start, require_actions, current_metadata())
-        turn = self._turns.get(terms) or _Turn()
+        turn = self._turns.get(terms) or _Turn(Definitions(self._known))
         sent = turn.definitions.encode(submission)
         if isinstance(sent.result, SagaError):
             raise sent.result

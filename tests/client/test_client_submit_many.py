@@ -1,5 +1,6 @@
 """`submit_many`: what is sent together, what becomes of each, and what is sent again."""
 
+from collections import Counter
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from sec_client import (
     aio,
     submissions,
 )
+from sec_model import Definition, Graph, compile_graph
 from sec_model.codec import definition_from_proto
 from sec_protos.v1 import common_pb2, definition_pb2
 from sec_protos.v1 import coordinator_pb2 as pb
@@ -228,3 +230,29 @@ async def test_a_closed_client_says_so_for_each(node: FakeNode) -> None:
     await client.close()
     results = await client.submit_many(trips(2))
     assert [r.code for r in results if isinstance(r, SagaError)] == ["client_closed"] * 2
+
+
+async def test_a_definition_is_checked_once_by_a_client_and_a_builder_each_time(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.answers["SubmitSaga"] = lambda m: pb.SubmitSagaResponse(saga_id=m.saga_id, created=True)
+    checks = Counter[str]()
+
+    def check(definition: Definition) -> Graph:
+        checks[definition.name] += 1
+        return compile_graph(definition)
+
+    monkeypatch.setattr(submissions, "compile_graph", check)
+    monkeypatch.setattr(submissions, "MAX_KNOWN", 2)
+    growing = Saga("growing").append(action("a", "b"))
+    one, two, three = (Saga(name).append(action("a", "b")).build() for name in ("one", "two", "three"))
+    async with client_of(node) as client:
+        await client.submit(growing)
+        growing.append(action("c", "d"))
+        await client.submit(growing)
+        for definition in (one, two, one, three, one, two):
+            await client.submit(definition)
+    sent = [definition_from_proto(message.definition) for _, message in node.calls]
+    assert [len(definition.nodes) for definition in sent[:2]] == [1, 2]
+    assert sent[2:] == [one, two, one, three, one, two]
+    assert checks == {"one": 1, "two": 2, "three": 1}
