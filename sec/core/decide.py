@@ -56,8 +56,9 @@ from sec.core.records import (
     UndoStarted,
 )
 from sec.core.refusals import refusal
+from sec.core.rehearsal import Rehearsal
 from sec.core.retry import NextCall, next_call, next_call_of_many
-from sec.core.state import NO_TRIES, Mishap, Rehearsal, SagaState
+from sec.core.state import NO_TRIES, Mishap, SagaState
 from sec.core.transitions import Course, Mark
 
 _RUNNING, _SUCCEEDED, _DO = Course.RUNNING, Mark.SUCCEEDED, Phase.DO

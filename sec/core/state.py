@@ -3,13 +3,10 @@
 `apply` checks everything before it changes anything: an illegal record raises `IllegalTransition` and leaves the state as it was. Its cost grows
 with the neighbours of the node that the record names, not with the saga, but for the one record that begins the unwinding.
 
-A *rehearsal* lets `sec.core.decide` try records and then take them all back: every change goes through `_put`, `_drop` and `_set`,
-which keep a journal while a rehearsal is on. When the records are durable, `repeat` makes the changes of the journal once more: that is what
-`apply` would do, without judging each record a second time.
+Every change goes through `_put`, `_drop` and `_set`, so that records can be tried and taken back (`sec.core.rehearsal`).
 """
 
 from collections.abc import Iterable
-from typing import Any, Self
 
 from msgspec import Struct
 from sec_model import Deadline, Graph, OnDeadline, Payload
@@ -50,9 +47,9 @@ from sec.core.records import (
     UndoSkipped,
     UndoStarted,
 )
+from sec.core.rehearsal import Rehearsed
 from sec.core.transitions import NODE_TRANSITIONS, SAGA_ACCEPTS, SETTLED, Course, Mark
 
-_MISSING = object()
 _RUNNING, _UNWINDING, _DO = Course.RUNNING, Course.UNWINDING, Phase.DO
 _STARTED, _UNDO_STARTED, _SUCCEEDED = Mark.STARTED, Mark.UNDO_STARTED, Mark.SUCCEEDED
 """Members that every record comes by: to look one up in its `Enum` takes longer than most of what is done with it."""
@@ -85,26 +82,7 @@ class Due(Struct, frozen=True, gc=False):
     then: OnDeadline | None
 
 
-class Rehearsal:
-    """Within it what is applied to a state is tried. At its end all is taken back, and `changes` has it: containers, keys, values before and
-    after. It goes from the record that `begins_at` numbers to the one before `ends_at`."""
-
-    __slots__ = ("_state", "begins_at", "changes", "ends_at")
-
-    def __init__(self, state: "SagaState") -> None:
-        self.begins_at = self.ends_at = state.next_sequence
-        self.changes: list[tuple[Any, Any, Any, Any]] = []
-        self._state = state
-
-    def __enter__(self) -> Self:
-        self._state.rehearse(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._state.take_back(self)
-
-
-class SagaState:
+class SagaState(Rehearsed):
     """What the log of one saga implies. Read it freely; change it with `apply` alone, or with `repeat`.
 
     Nodes are numbers of `graph`. `startable` and `undoable` are sets of the nodes that may be started (undone)
@@ -112,6 +90,7 @@ class SagaState:
     """
 
     def __init__(self, saga_id: SagaId, graph: Graph) -> None:
+        super().__init__()
         self.saga_id = saga_id
         self.graph = graph
         self.course = Course.NONEXISTENT
@@ -119,7 +98,6 @@ class SagaState:
         self.definition_hash = ""
         self.epoch = Epoch(0)
         self.owner = SecNodeName("")
-        self.next_sequence = 1
         self.marks = [Mark.NEVER_STARTED] * len(graph.nodes)
         self.startable: dict[int, None] = {}
         self.undoable: dict[int, None] = {}
@@ -149,7 +127,6 @@ class SagaState:
         self._children_open: list[int] = []
         self._unsettled = 0
         """Of nodes that have begun, how many need something more; both are there once the saga unwinds."""
-        self._journal: list[tuple[Any, Any, Any, Any]] | None = None
 
     # what can be read
 
@@ -265,35 +242,6 @@ class SagaState:
             raise CorruptLog(f'The log of saga "{self.saga_id}" cannot be folded. {error}') from error
         self._set("epoch", entry.epoch)
         self._set("owner", entry.writer)
-
-    def rehearsal(self) -> Rehearsal:
-        """Everything applied within it is taken back at the end, however it ends. What it changed can be had again by `repeat`."""
-        return Rehearsal(self)
-
-    def rehearse(self, rehearsal: Rehearsal) -> None:
-        """Begins a rehearsal."""
-        assert self._journal is None, "rehearsals do not nest"
-        self._journal = rehearsal.changes
-
-    def take_back(self, rehearsal: Rehearsal) -> None:
-        """Ends the rehearsal."""
-        self._journal = None
-        for container, key, old, _ in reversed(rehearsal.changes):
-            if old is _MISSING:
-                del container[key]
-            else:
-                container[key] = old
-        rehearsal.ends_at, self.next_sequence = self.next_sequence, rehearsal.begins_at
-
-    def repeat(self, rehearsal: Rehearsal) -> None:
-        """Takes the records of a rehearsal of this very state, to which nothing was applied since."""
-        assert rehearsal.begins_at == self.next_sequence, "something was applied since the rehearsal"
-        for container, key, _, new in rehearsal.changes:
-            if new is _MISSING:
-                del container[key]
-            else:
-                container[key] = new
-        self.next_sequence = rehearsal.ends_at
 
     # the rules for commands
 
@@ -592,24 +540,6 @@ class SagaState:
         return IllegalTransition(
             f'Saga "{self.saga_id}" cannot take the record {type(record).__name__}{node} as number {self.next_sequence}: {because}.'
         )
-
-    def _put(self, container: Any, key: Any, value: Any) -> None:
-        journal = self._journal
-        if journal is not None:
-            old = container.get(key, _MISSING) if type(container) is dict else container[key]
-            journal.append((container, key, old, value))
-        container[key] = value
-
-    def _drop(self, container: dict[Any, Any], key: Any) -> None:
-        old = container.pop(key, _MISSING)
-        if old is not _MISSING and self._journal is not None:
-            self._journal.append((container, key, old, _MISSING))
-
-    def _set(self, name: str, value: Any) -> None:
-        attributes = self.__dict__
-        if self._journal is not None:
-            self._journal.append((attributes, name, attributes[name], value))
-        attributes[name] = value
 
     def _set_controls(self, controls: Controls) -> None:
         if controls is not self.controls:  # most records leave them as they are
