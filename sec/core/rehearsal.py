@@ -22,11 +22,19 @@ class Rehearsal:
         self._state = state
 
     def __enter__(self) -> Self:
-        self._state.rehearse(self)
+        assert self._state.journal is None, "rehearsals do not nest"
+        self._state.journal = self.changes
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._state.take_back(self)
+        state = self._state
+        state.journal = None
+        for container, key, old, _new in reversed(self.changes):
+            if old is _MISSING:
+                del container[key]
+            else:
+                container[key] = old
+        self.ends_at, state.next_sequence = state.next_sequence, self.begins_at
 
 
 class Rehearsed:
@@ -36,26 +44,12 @@ class Rehearsed:
     def __init__(self) -> None:
         self.next_sequence = 1
         """The number of the next record."""
-        self._journal: list[tuple[Any, Any, Any, Any]] | None = None
+        self.journal: list[tuple[Any, Any, Any, Any]] | None = None
+        """The changes of the rehearsal that is on. None: none is."""
 
     def rehearsal(self) -> Rehearsal:
         """Everything applied within it is taken back at the end, however it ends. What it changed can be had again by `repeat`."""
         return Rehearsal(self)
-
-    def rehearse(self, rehearsal: Rehearsal) -> None:
-        """Begins a rehearsal."""
-        assert self._journal is None, "rehearsals do not nest"
-        self._journal = rehearsal.changes
-
-    def take_back(self, rehearsal: Rehearsal) -> None:
-        """Ends the rehearsal."""
-        self._journal = None
-        for container, key, old, _ in reversed(rehearsal.changes):
-            if old is _MISSING:
-                del container[key]
-            else:
-                container[key] = old
-        rehearsal.ends_at, self.next_sequence = self.next_sequence, rehearsal.begins_at
 
     def repeat(self, rehearsal: Rehearsal) -> None:
         """Takes the records of a rehearsal of this very state, to which nothing was applied since."""
@@ -68,7 +62,7 @@ class Rehearsed:
         self.next_sequence = rehearsal.ends_at
 
     def _put(self, container: Any, key: Any, value: Any) -> None:
-        journal = self._journal
+        journal = self.journal
         if journal is not None:
             old = container.get(key, _MISSING) if type(container) is dict else container[key]
             journal.append((container, key, old, value))
@@ -76,11 +70,11 @@ class Rehearsed:
 
     def _drop(self, container: dict[Any, Any], key: Any) -> None:
         old = container.pop(key, _MISSING)
-        if old is not _MISSING and self._journal is not None:
-            self._journal.append((container, key, old, _MISSING))
+        if old is not _MISSING and self.journal is not None:
+            self.journal.append((container, key, old, _MISSING))
 
     def _set(self, name: str, value: Any) -> None:
         attributes = self.__dict__
-        if self._journal is not None:
-            self._journal.append((attributes, name, attributes[name], value))
+        if self.journal is not None:
+            self.journal.append((attributes, name, attributes[name], value))
         attributes[name] = value

@@ -357,7 +357,7 @@ class SagaDriver:
         for effect in ready.effects:
             if not self.closed:
                 self._run_effect(effect)
-        if not self.closed:
+        if not self.closed and (ready.wake_at_us or self._wake_at_us):
             self._wake_at(ready.wake_at_us)
 
     def _wake_at(self, instant_us: int) -> None:

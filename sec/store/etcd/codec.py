@@ -131,7 +131,10 @@ def _txn_result(txn: Txn, answer: Any, put: TxnResult) -> TxnResult:
     ops: Sequence[Op] = txn.then if succeeded else txn.otherwise
     if succeeded and len(ops) == 1 and type(ops[0]) is Put:
         return put
-    results = [_op_result(op, response, put) for op, response in zip(ops, answer.responses, strict=True)]
+    one_put = put.results[0]
+    results = [
+        one_put if type(op) is Put else _op_result(op, response, put) for op, response in zip(ops, answer.responses, strict=True)
+    ]
     return TxnResult(succeeded, put.revision, tuple(results))
 
 
