@@ -4,7 +4,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from sec_protos.v1 import action_server_pb2 as pb
 from sec_protos.v1 import action_server_pb2_grpc, common_pb2
 
 LARGEST_CALL = 64 * 1024 * 1024
-IN_HAND_S = 0.5
+IN_HAND_S = 30
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,8 @@ class ReadsAndThenWrites(ActionServer):
         time.sleep(0.01)
         answer = super().do(message)
         with self.one_at_a_time:
-            amount = add(sqlite_copy(), message).data
+            with closing(sqlite_copy()) as copy:
+                amount = add(copy, message).data
             total = int(amount) + (before[0] if before else 0)
             self.db.execute("UPDATE balances SET balance = ? WHERE saga_uid = ?", (total, message.call.saga_uid))
         return answer
@@ -475,17 +476,18 @@ class DropsWhatItHasNoRoomFor(Batching):
 
 @breaks("batch-end")
 class ForgetsWhatItHadInHand(Batching):
-    """What ends after its stream is done, and not marked as done. Each call is in hand for so long that its stream can end meanwhile, on a busy machine too."""
+    """What ends after its stream is done, and not marked as done. A do that comes for the first time is in hand until its stream has ended, however long that takes."""
 
-    def begin(self, stream: Stream, answer: Any) -> None:
-        def run() -> Any:
-            answered = answer()
-            if stream.gone.wait(IN_HAND_S):
-                with self.one_at_a_time:
-                    self.db.execute("DELETE FROM marks")
-            return answered
+    def take(self, message: Any, stream: Stream, context: Any) -> None:
+        for call in message.calls:
+            self.begin(stream, lambda call=call: self.forget(call, stream))
 
-        super().begin(stream, run)
+    def forget(self, call: Any, stream: Stream) -> Any:
+        answered = self.one(call)
+        if call.do_request.call.attempt == 1 and stream.gone.wait(IN_HAND_S):
+            with self.one_at_a_time:
+                self.db.execute("DELETE FROM marks")
+        return answered
 
 
 @breaks("batch-end")

@@ -257,9 +257,13 @@ async def test_writes_that_wait_for_the_store_close_the_door() -> None:
             pass
         assert door.overload.startswith("It refuses what is new: it has 2")
     finally:
-        for task in (*writes, *commits._in_flight):  # noqa: SLF001
-            task.cancel()
-        await asyncio.gather(*writes, return_exceptions=True)
+        for write in writes:
+            write.cancel()
+        while in_flight := list(commits._in_flight):  # those that waited begin when the others have ended  # noqa: SLF001
+            for transaction in in_flight:
+                transaction.cancel()
+            await asyncio.gather(*in_flight, return_exceptions=True)
+            await asyncio.sleep(0)
         await commits.close()
         await kv.aclose()
 

@@ -1,6 +1,7 @@
 """Definitions as documents: what they mean, and the sentence for everything that is wrong with one."""
 
 import datetime
+import json
 from typing import Any
 
 import pytest
@@ -22,6 +23,13 @@ from sec_model import (
 from sec_model.document import definition_from_document
 
 KEYS_OF_ACTION = "action, after, deadline, label, name, reads, retry, undo, undo_retry"
+
+
+def what_json_says_of(value: Any) -> str:
+    """Which differs between versions of Python."""
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        json.dumps(value, allow_nan=False)
+    return str(raised.value)
 
 
 def doc(*nodes: Any, name: Any = "s") -> dict[str, Any]:
@@ -196,7 +204,7 @@ CASES: dict[str, tuple[Any, list[str]]] = {
     ),
     "a constant that is no number": (
         doc({"name": "a", "constant": float("nan")}),
-        ['Node "a": the constant cannot be written as JSON (Out of range float values are not JSON compliant).'],
+        [f'Node "a": the constant cannot be written as JSON ({what_json_says_of(float("nan"))}).'],
     ),
     "a policy that is no mapping": (doc(act(retry=3)), ['Node "a": a retry policy must be a mapping.']),
     "an unknown key of a policy": (

@@ -102,20 +102,27 @@ class SqliteStore:
             db = sqlite3.connect(
                 self._path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, factory=EffectsConnection
             )
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";"):
-                db.execute(statement)
-            row = db.execute("SELECT version FROM sec_kit").fetchone()
-            if row is None:
-                db.execute("INSERT INTO sec_kit (version) VALUES (?)", (_SCHEMA_VERSION,))
-            elif row[0] != _SCHEMA_VERSION:
-                raise StoreError(f'The store "{self._path}" was written by a newer version of the kit: use that one.')
-            db.execute("COMMIT")
+            try:
+                self._make_tables(db)
+            except BaseException:
+                sqlite3.Connection.close(db)
+                raise
         except sqlite3.Error as e:
             raise self._error("cannot be opened", e) from e
         return db
+
+    def _make_tables(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("BEGIN IMMEDIATE")
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        row = db.execute("SELECT version FROM sec_kit").fetchone()
+        if row is None:
+            db.execute("INSERT INTO sec_kit (version) VALUES (?)", (_SCHEMA_VERSION,))
+        elif row[0] != _SCHEMA_VERSION:
+            raise StoreError(f'The store "{self._path}" was written by a newer version of the kit: use that one.')
+        db.execute("COMMIT")
 
     async def close(self) -> None:
         db, self._db = self._db, None
