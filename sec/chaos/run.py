@@ -208,6 +208,8 @@ class _Run:
             looking = asyncio.create_task(self._look())
             await self._chaos()
             await self._settle()
+            # A stuck saga may still get another owner: what is seen is to be in the logs that are read now.
+            await self._workload.close()
             await self._export()
         finally:
             if looking is not None:
