@@ -36,9 +36,8 @@ def summary_of(
 ) -> Summary:
     """The summary of a saga. `now_us` becomes the time of its end, if it has ended, and of mishaps whose time `times_us` (by sequence
     number) does not tell."""
-    summary = (
-        Summary()
-    )  # field by field: every saga comes by here twice, and a message made from arguments takes five times as long
+    # Field by field: every saga comes by here twice, and a message made from arguments takes five times as long.
+    summary = Summary()
     summary.saga_id, summary.name, summary.definition_hash = head.saga_id, head.name, head.definition_hash
     summary.state, summary.created_us = STATE_OF_COURSE[course], head.created_us
     if head.labels:

@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = "tests/core/test_core_random_sagas.py"
 SEEDS = 16
+"""Tried one after the other until one kills the mutant."""
 TIMEOUT_S = 600.0
 """Of one run: a saga that never ends is a kill too."""
 

@@ -95,7 +95,7 @@ class Keys:
         return self.logs + saga_id.encode() + b"/"
 
     def log_batch(self, saga_id: SagaId, first_sequence: int) -> bytes:
-        return b"%b%b/%016x" % (self.logs, saga_id.encode(), first_sequence)
+        return self.log(saga_id) + b"%016x" % first_sequence
 
     @cached_property
     def live(self) -> bytes:
